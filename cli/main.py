@@ -1,0 +1,34 @@
+"""The `costprof` command: one verb a file, errors turned into one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from costprof.cli.console import error_line
+from costprof.core.errors import CostprofError
+
+app = typer.Typer(
+    name="costprof",
+    help="Measure what Mixture-of-Experts kernels cost on this machine, and route tokens by it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line. Exit codes: see `costprof.core.errors`; 130 after Ctrl-C."""
+    logging.basicConfig(level=logging.WARNING, format="costprof: %(message)s")
+    try:
+        app()
+    except CostprofError as error:
+        error_line(str(error))
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

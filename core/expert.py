@@ -1,0 +1,149 @@
+"""What an expert is: the shape, arithmetic and storage that decide its cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from costprof.core.errors import InputError
+from costprof.core.hashing import content_id
+
+Block = Literal["ffn", "attention"]
+Activation = Literal["swiglu", "relu", "none"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Quantisation = Literal["none", "int4"]
+CacheState = Literal["cold", "warm"]
+Op = Literal["expert", "fc1", "activation", "fc2", "pack", "unpack", "attention", "layer"]
+
+DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+INT4_GROUP_SIZE = 64
+"""Input channels that share one scale in the 4-bit weight-only format."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertClass:
+    """Experts that cost the same: everything about one but its weights' values.
+
+    An FFN uses `d_model`, `d_ff` and `activation`; an attention block uses `d_model`, the head
+    fields and `context_len` (the cached tokens each query attends to) and has `d_ff` 0.
+
+    Raises:
+        InputError: on sizes below one or fields that contradict each other.
+    """
+
+    block: Block = "ffn"
+    d_model: int
+    d_ff: int = 0
+    activation: Activation = "swiglu"
+    dtype: Dtype = "bfloat16"
+    quantisation: Quantisation = "none"
+    n_heads: int = 0
+    n_kv_heads: int = 0
+    head_dim: int = 0
+    context_len: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("block", get_args(Block)),
+            ("activation", get_args(Activation)),
+            ("dtype", get_args(Dtype)),
+            ("quantisation", get_args(Quantisation)),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise InputError(
+                    f"{name} {value!r} is unknown",
+                    "the expert class cannot be built",
+                    f"use one of {', '.join(allowed)}",
+                )
+        if self.block == "ffn":
+            needed = {"d_model": self.d_model, "d_ff": self.d_ff}
+        else:
+            needed = {
+                "d_model": self.d_model,
+                "n_heads": self.n_heads,
+                "n_kv_heads": self.n_kv_heads,
+                "head_dim": self.head_dim,
+                "context_len": self.context_len,
+            }
+        for name, value in needed.items():
+            if value < 1:
+                raise InputError(
+                    f"{name} is {value}",
+                    f"a block of kind {self.block} cannot be built",
+                    f"give {name} as a whole number of at least 1",
+                )
+        if self.quantisation == "int4" and (
+            self.block != "ffn" or self.d_model % INT4_GROUP_SIZE or self.d_ff % INT4_GROUP_SIZE
+        ):
+            raise InputError(
+                f"int4 with d_model {self.d_model}, d_ff {self.d_ff}, block {self.block}",
+                "the weights cannot be packed",
+                f"use an ffn whose d_model and d_ff are multiples of {INT4_GROUP_SIZE}",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """A callable that computes an op, named `module:function`, and what fixes its behaviour.
+
+    `source_hash` is the hash of the source file of the function, `framework` the library and
+    version that runs it (for example `torch 2.13.0`); both enter the class, because two versions
+    of one kernel can differ several-fold. `config` holds tile parameters.
+    """
+
+    name: str
+    source_hash: str = ""
+    framework: str = ""
+    config: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerClass:
+    """A whole grouped layer of equal experts: `counts[e]` tokens go to expert `e`.
+
+    `ep_size` and `tp_size` are the expert- and tensor-parallel degrees of the shard measured.
+    `distribution` names how the counts were made (for example `balanced`, `zipf-1.2`).
+    """
+
+    experts: int
+    top_k: int
+    counts: tuple[int, ...]
+    distribution: str
+    ep_size: int = 1
+    tp_size: int = 1
+
+    def __post_init__(self) -> None:
+        if len(self.counts) != self.experts or min(self.counts, default=-1) < 0:
+            raise InputError(
+                f"{len(self.counts)} token counts for {self.experts} experts",
+                "the layer cannot be built",
+                "give one count of at least 0 per expert",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return {**dataclasses.asdict(self), "counts": list(self.counts)}
+
+
+def class_id(expert: ExpertClass, op: Op, kernel: Kernel, cache_state: CacheState) -> str:
+    """Return the identity of all scenarios that differ only in tokens and tile config."""
+    return content_id(
+        {
+            "expert": expert.to_dict(),
+            "op": op,
+            "kernel": kernel.name,
+            "source": kernel.source_hash,
+            "framework": kernel.framework,
+            "cache_state": cache_state,
+        }
+    )
