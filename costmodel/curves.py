@@ -1,0 +1,165 @@
+"""The rows of one class as curves over tokens: one a tile config, the cheapest wins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from costprof.core.errors import TableError
+from costprof.core.expert import ExpertClass
+from costprof.costmodel.rows import CLASS_FIELDS
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Rows of one (class, config), ascending in tokens. `columns` maps names to values [points]."""
+
+    tokens: Array
+    columns: dict[str, Array]
+    tier: tuple[str, ...]
+    energy_source: tuple[str, ...]
+
+    def at(self, name: str, tokens: npt.ArrayLike) -> Array:
+        """Return column `name` at `tokens`, of the same shape.
+
+        Linear between rows and along the last segment beyond them (power stays as in the last
+        row); below the first row, its value (a small batch reads the same weights); 0 at 0 tokens.
+        """
+        asked = np.asarray(tokens, dtype=np.float64)
+        values = self.columns[name]
+        result = np.interp(asked, self.tokens, values)
+        if name != "power_w":
+            beyond = np.maximum(asked - self.tokens[-1], 0.0)
+            result = result + beyond * self._last_slope(values)
+        return np.where(asked > 0, result, 0.0)
+
+    def tier_at(self, tokens: int) -> str:
+        """Return how the value at `tokens` came about; see `costprof.costmodel.rows.Tier`."""
+        position = int(np.searchsorted(self.tokens, tokens))
+        if position == len(self.tokens) or (position == 0 and self.tokens[0] != tokens):
+            return "extrapolated"
+        if self.tokens[position] == tokens:
+            return self.tier[position]
+        neighbours = self.tier[position - 1 : position + 1]
+        for tier in ("transferred", "extrapolated"):
+            if tier in neighbours:
+                return tier
+        return "interpolated"
+
+    def energy_source_at(self, tokens: int) -> str:
+        """Return where the energy at `tokens` comes from: that of the nearest row."""
+        return self.energy_source[int(np.abs(self.tokens - tokens).argmin())]
+
+    def _last_slope(self, values: Array) -> float:
+        if len(values) == 1:
+            # One point says nothing of the slope; proportional is the cautious guess beyond it.
+            return float(values[0] / self.tokens[0])
+        rise = (values[-1] - values[-2]) / (self.tokens[-1] - self.tokens[-2])
+        # Latency may dip locally, but a larger batch never ends up free.
+        return float(max(rise, 0.0))
+
+
+@dataclass(frozen=True)
+class ClassCurves:
+    """All curves of one class; the config of least median latency is the one that prices."""
+
+    expert: ExpertClass
+    curves: tuple[Curve, ...]
+
+    @cached_property
+    def max_tokens(self) -> int:
+        """Largest token count of any row."""
+        return int(max(curve.tokens[-1] for curve in self.curves))
+
+    def best(self, tokens: int) -> Curve:
+        """Return the curve of least median latency at `tokens`."""
+        return min(self.curves, key=lambda curve: float(curve.at("latency_us_p50", tokens)))
+
+    def dense(self, max_tokens: int) -> Array:
+        """Return median (latency_us, energy_mj) at 0 … `max_tokens`: [max_tokens + 1, 2]."""
+        tokens = np.arange(max_tokens + 1)
+        latency = np.stack([curve.at("latency_us_p50", tokens) for curve in self.curves])
+        energy = np.stack([curve.at("energy_mj_p50", tokens) for curve in self.curves])
+        best = latency.argmin(axis=0)
+        return np.stack([latency[best, tokens], energy[best, tokens]], axis=1)
+
+
+_NUMBERS = (
+    "latency_us_p05",
+    "latency_us_p50",
+    "latency_us_p95",
+    "energy_mj_p05",
+    "energy_mj_p50",
+    "energy_mj_p95",
+    "power_w",
+    "temp_rise_c",
+    "bytes",
+    "flops",
+)
+
+
+def read_classes(rows: pa.Table, class_ids: tuple[str, ...]) -> dict[str, ClassCurves]:
+    """Return the curves of each class in `class_ids`.
+
+    Raises:
+        TableError: a class has no rows, or rows without latency or energy.
+    """
+    wanted = rows.filter(pc.is_in(rows["class_id"], value_set=pa.array(sorted(set(class_ids)))))
+    wanted = wanted.sort_by([(name, "ascending") for name in ("class_id", "config", "tokens")])
+    columns: dict[str, Any] = {
+        name: wanted[name].to_numpy().astype(np.float64) for name in ("tokens", *_NUMBERS)
+    }
+    for name in ("class_id", "config", "tier", "energy_source", *CLASS_FIELDS):
+        columns[name] = wanted[name].to_pylist()
+    grouped: dict[str, dict[str, list[int]]] = {}
+    for row, class_id in enumerate(columns["class_id"]):
+        grouped.setdefault(class_id, {}).setdefault(columns["config"][row], []).append(row)
+    for class_id in class_ids:
+        if class_id not in grouped:
+            raise TableError(
+                f"the table has no rows of class {class_id}",
+                "an expert of the MoE cannot be priced",
+                "fit a dataset in which that class was measured",
+            )
+    return {
+        class_id: ClassCurves(
+            expert=_expert(columns, next(iter(configs.values()))[0]),
+            curves=tuple(_curve(columns, members, class_id) for members in configs.values()),
+        )
+        for class_id, configs in grouped.items()
+    }
+
+
+def _expert(columns: dict[str, Any], row: int) -> ExpertClass:
+    return ExpertClass(**{name: columns[name][row] for name in CLASS_FIELDS})
+
+
+def _curve(columns: dict[str, Any], members: list[int], class_id: str) -> Curve:
+    curve = Curve(
+        tokens=columns["tokens"][members],
+        columns={name: columns[name][members] for name in _NUMBERS},
+        tier=tuple(columns["tier"][row] for row in members),
+        energy_source=tuple(columns["energy_source"][row] for row in members),
+    )
+    priced = [curve.columns[name] for name in ("latency_us_p50", "energy_mj_p50")]
+    if not all(np.isfinite(values).all() for values in priced):
+        raise TableError(
+            f"rows of class {class_id} have no latency or no energy",
+            "its experts cannot be priced",
+            "fit the dataset again",
+        )
+    if (curve.tokens < 1).any() or (np.diff(curve.tokens) <= 0).any():
+        raise TableError(
+            f"rows of class {class_id} repeat a token count or hold one below 1",
+            "its experts cannot be priced",
+            "fit the dataset again",
+        )
+    return curve

@@ -1,0 +1,215 @@
+"""The cost table at run time: load it, price an expert, price a layer from its token counts.
+
+Needs torch, numpy and pyarrow only, so that an inference server can load it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from costprof.core.device import DeviceFingerprint, detect_device, software_versions
+from costprof.core.errors import InputError, TableError
+from costprof.core.expert import ExpertClass
+from costprof.core.work import expert_weight_bytes
+from costprof.costmodel.compatibility import check_device, warn_of_drift
+from costprof.costmodel.curves import read_classes
+from costprof.costmodel.lookup import DenseLookup, build_lookup
+from costprof.costmodel.manifest import Manifest
+from costprof.costmodel.rows import TABLE_SCHEMA
+from costprof.costmodel.tablefile import read_table, write_table
+
+__all__ = ["TABLE_SCHEMA", "CostTable", "ExpertCost", "LayerCost", "write_table"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertCost:
+    """Price of one expert on its own: median and 90 % interval of latency and active energy."""
+
+    latency_us: float
+    latency_us_p05: float
+    latency_us_p95: float
+    energy_mj: float
+    energy_mj_p05: float
+    energy_mj_p95: float
+    power_w: float
+    temp_rise_c: float
+    bytes: float
+    flops: float
+    tier: str
+    energy_source: str
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """Median latency and active energy, both float64 of one shape on the counts' device."""
+
+    latency_us: Tensor
+    energy_mj: Tensor
+
+
+class CostTable:
+    """Prices of the experts of one MoE on one device.
+
+    Attributes:
+        manifest: Where the table comes from and how well it fits.
+        moe: The MoE priced: name, top_k and the class id of each of its E experts.
+        n_experts: E.
+        expert_weight_bytes: [E] float64, stored bytes of each expert's weights.
+    """
+
+    def __init__(self, rows: pa.Table, manifest: Manifest, *, moe: str | None = None) -> None:
+        """Price `moe` (the only one where None) from `rows` of `TABLE_SCHEMA`.
+
+        Raises:
+            TableError: the MoE is unknown, or an expert's class has no rows.
+        """
+        self.manifest = manifest
+        self.moe = manifest.moe(moe)
+        if not self.moe.class_of_expert:
+            raise TableError(
+                f"the MoE {self.moe.name!r} of the table has no experts",
+                "nothing can be priced",
+                "fit a dataset of a sweep that names its experts",
+            )
+        self._classes = read_classes(rows, self.moe.class_of_expert)
+        self._lookups: dict[torch.device, DenseLookup] = {}
+        self._lookup = build_lookup(self._classes, self.moe.class_of_expert, manifest.compositions)
+        self.n_experts = len(self.moe.class_of_expert)
+        self.expert_weight_bytes = torch.tensor(
+            [expert_weight_bytes(self.expert_class(e)) for e in range(self.n_experts)],
+            dtype=torch.float64,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        moe: str | None = None,
+        device: DeviceFingerprint | None = None,
+        allow_device_mismatch: bool = False,
+    ) -> CostTable:
+        """Load the table at `path` for `device` (None: the one present).
+
+        A table measured on a CPU is compared with the CPU, also on a machine that has a GPU.
+        Another driver, power limit, core count, torch or triton raises a `TableDriftWarning`.
+
+        Raises:
+            TableError: no such file, damaged, no cost table, another schema, or no such MoE.
+            DeviceMismatchError: it was measured on another device model, and
+                `allow_device_mismatch` is False.
+        """
+        rows, manifest = read_table(path)
+        present = device or detect_device(manifest.device.kind if _on_cpu(manifest) else None)
+        same_model = check_device(manifest.device, present, allow=allow_device_mismatch)
+        if same_model:
+            warn_of_drift(manifest, present, software_versions())
+        return cls(rows, manifest, moe=moe)
+
+    def expert_class(self, expert: int) -> ExpertClass:
+        """Return the class of `expert`.
+
+        Raises:
+            InputError: there is no such expert.
+        """
+        return self._classes[self._class_id(expert)].expert
+
+    def cost(self, expert: int, tokens: int) -> ExpertCost:
+        """Return the price of running `expert` alone on `tokens` tokens.
+
+        Raises:
+            InputError: there is no such expert, or `tokens` is negative.
+        """
+        if tokens < 0:
+            raise InputError(
+                f"tokens is {tokens}", "nothing was priced", "give a count of at least 0"
+            )
+        curve = self._classes[self._class_id(expert)].best(tokens)
+        value = {name: float(curve.at(name, tokens)) for name in curve.columns}
+        latency, energy = value["latency_us_p50"], value["energy_mj_p50"]
+        return ExpertCost(
+            latency_us=latency,
+            latency_us_p05=min(value["latency_us_p05"], latency),
+            latency_us_p95=max(value["latency_us_p95"], latency),
+            energy_mj=energy,
+            energy_mj_p05=min(value["energy_mj_p05"], energy),
+            energy_mj_p95=max(value["energy_mj_p95"], energy),
+            power_w=value["power_w"],
+            temp_rise_c=value["temp_rise_c"],
+            bytes=value["bytes"],
+            flops=value["flops"],
+            tier=curve.tier_at(tokens),
+            energy_source=curve.energy_source_at(tokens),
+        )
+
+    def expert_costs(self, counts: Tensor) -> LayerCost:
+        """Return what each expert adds to a layer: [..., E] for integer `counts` [..., E].
+
+        0 where the count is 0. The layer's base is not in it.
+        """
+        return _split(self._lookup_for(counts, integer=True).experts(counts))
+
+    def layer_cost(self, counts: Tensor) -> LayerCost:
+        """Return the price [...] of a layer whose expert `e` gets `counts[..., e]` tokens.
+
+        The base of the composition is paid by an empty layer too.
+
+        Raises:
+            InputError: `counts` are not integers or their last size is not E.
+        """
+        return _split(self._lookup_for(counts, integer=True).layer(counts))
+
+    def expected_layer_cost(self, expected_counts: Tensor) -> LayerCost:
+        """Return the price [...] of a layer given real-valued counts [..., E]; differentiable.
+
+        Piecewise linear between whole counts, at which it equals `layer_cost`.
+
+        Raises:
+            InputError: `expected_counts` are not floating or their last size is not E.
+        """
+        return _split(
+            self._lookup_for(expected_counts, integer=False).expected_layer(expected_counts)
+        )
+
+    def _class_id(self, expert: int) -> str:
+        if not 0 <= expert < self.n_experts:
+            raise InputError(
+                f"expert {expert} of {self.n_experts}",
+                "it cannot be priced",
+                f"use 0 … {self.n_experts - 1}",
+            )
+        return self.moe.class_of_expert[expert]
+
+    def _lookup_for(self, counts: Tensor, *, integer: bool) -> DenseLookup:
+        """Return the lookup on the device of `counts`, which must be [..., E] of the right kind."""
+        if counts.dim() == 0 or counts.shape[-1] != self.n_experts:
+            raise InputError(
+                f"counts have shape {tuple(counts.shape)}",
+                f"they do not fit the {self.n_experts} experts of {self.moe.name}",
+                f"give counts of shape [..., {self.n_experts}]",
+            )
+        if counts.is_floating_point() is integer or counts.dtype is torch.bool:
+            raise InputError(
+                f"counts are {counts.dtype}",
+                "they cannot be priced",
+                f"give {'integers' if integer else 'floating-point numbers'} here",
+            )
+        if counts.device == self._lookup.values.device:
+            return self._lookup
+        if counts.device not in self._lookups:
+            self._lookups[counts.device] = self._lookup.to(counts.device)
+        return self._lookups[counts.device]
+
+
+def _on_cpu(manifest: Manifest) -> bool:
+    return manifest.device.kind == "cpu"
+
+
+def _split(prices: Tensor) -> LayerCost:
+    latency_us, energy_mj = prices.unbind(-1)
+    return LayerCost(latency_us, energy_mj)
