@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from costprof.core.errors import InputError
+from costprof.core.expert import ExpertClass, Kernel, LayerClass
+from costprof.profiler.kernels import resolve_kernel
+from costprof.profiler.plan import make_plan
+from costprof.profiler.scenario import Scenario
+from costprof.profiler.spec import SweepSpec, parse_spec
+
+EXPERT = ExpertClass(d_model=64, d_ff=64, dtype="float32")
+
+
+def spec_with(**changes: object) -> SweepSpec:
+    values: dict[str, object] = {
+        "name": "s",
+        "experts": {"a": {"d_model": 64, "d_ff": 64, "dtype": "float32"}},
+        "measure": [{"expert": "a", "tokens": [1, 2]}],
+    }
+    return parse_spec({**values, **changes}, source="test")
+
+
+def test_the_plan_is_the_product_of_what_is_asked_without_duplicates() -> None:
+    spec = spec_with(
+        measure=[
+            {"expert": "a", "ops": ["expert", "fc1"], "tokens": [1, 2], "cache": ["cold", "warm"]},
+            {"expert": "a", "ops": ["expert"], "tokens": [2, 3]},
+        ]
+    )
+    scenarios = make_plan(spec, "cpu").scenarios
+    assert len({s.scenario_id for s in scenarios}) == len(scenarios) == 9
+
+
+def test_the_same_spec_makes_the_same_plan_and_another_timing_another_one() -> None:
+    assert make_plan(spec_with(), "cpu").plan_id == make_plan(spec_with(), "cpu").plan_id
+    other = spec_with(timing={"target_ms": 1})
+    assert make_plan(other, "cpu").plan_id != make_plan(spec_with(), "cpu").plan_id
+
+
+def test_isolate_gives_each_scenario_its_own_run() -> None:
+    plan = make_plan(spec_with(), "cpu", isolate=True)
+    assert [len(run.scenarios) for run in plan.runs] == [1, 1]
+
+
+def test_a_run_stays_within_its_seconds() -> None:
+    spec = spec_with(
+        measure=[{"expert": "a", "tokens": list(range(1, 60))}],
+        timing={"target_ms": 500, "run_seconds": 10},
+    )
+    plan = make_plan(spec, "cpu")
+    assert len(plan.runs) > 1
+    assert [s for run in plan.runs for s in run.scenarios] == plan.scenarios
+
+
+def test_every_field_of_a_scenario_changes_its_id() -> None:
+    kernel = Kernel(name="m:f", source_hash="1", framework="t 1")
+    base = {
+        "expert": EXPERT,
+        "op": "expert",
+        "tokens": 1,
+        "cache_state": "cold",
+        "kernel": kernel,
+        "device": "cpu",
+    }
+    variants = [
+        {},
+        {"tokens": 2},
+        {"op": "fc1"},
+        {"cache_state": "warm"},
+        {"device": "cuda"},
+        {"expert": ExpertClass(d_model=64, d_ff=128, dtype="float32")},
+        {"kernel": Kernel(name="m:f", source_hash="2", framework="t 1")},
+        {"kernel": Kernel(name="m:f", source_hash="1", framework="t 2")},
+        {"kernel": Kernel(name="m:f", source_hash="1", framework="t 1", config={"BLOCK_M": 16})},
+        {
+            "op": "layer",
+            "layer": LayerClass(experts=2, top_k=1, counts=(1, 0), distribution="active-1"),
+        },
+    ]
+    ids = {Scenario(**{**base, **variant}).scenario_id for variant in variants}  # type: ignore[arg-type]
+    assert len(ids) == len(variants)
+
+
+def test_tile_configs_share_a_class_and_differ_as_scenarios() -> None:
+    spec = spec_with(
+        measure=[{"expert": "a", "tokens": [1], "configs": [{}, {"BLOCK_M": 16}]}],
+    )
+    first, second = make_plan(spec, "cpu").scenarios
+    assert first.class_id == second.class_id
+    assert first.scenario_id != second.scenario_id
+
+
+def test_a_moe_names_the_cold_class_of_each_expert() -> None:
+    spec = spec_with(
+        measure=[{"expert": "a", "tokens": [1], "cache": ["warm", "cold"]}],
+        moe=[{"name": "m", "top_k": 1, "experts": [{"expert": "a", "count": 3}]}],
+    )
+    plan = make_plan(spec, "cpu")
+    cold = next(s for s in plan.scenarios if s.cache_state == "cold")
+    assert plan.moes == ({"name": "m", "top_k": 1, "class_of_expert": [cold.class_id] * 3},)
+
+
+def test_a_moe_whose_expert_is_not_measured_is_refused() -> None:
+    spec = spec_with(
+        measure=[{"expert": "a", "ops": ["fc1"], "tokens": [1]}],
+        moe=[{"name": "m", "top_k": 1, "experts": [{"expert": "a", "count": 3}]}],
+    )
+    with pytest.raises(InputError, match="op 'expert' is not measured"):
+        make_plan(spec, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("os.system", "not of the form module:function"),
+        ("no_such_module_here:f", "cannot be imported"),
+        ("math:no_such_function", "cannot be imported"),
+        ("math:pi", "is not callable"),
+    ],
+)
+def test_kernels_that_cannot_be_used_are_named(name: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        resolve_kernel(name)
+
+
+def test_the_plan_fits_into_json() -> None:
+    for scenario in make_plan(spec_with(), "cpu").scenarios:
+        assert json.loads(json.dumps(scenario.to_dict())) == scenario.to_dict()
