@@ -1,0 +1,107 @@
+"""Read what a run script wrote: which scenarios finished, failed, or were cut short."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Timed calls of one scenario in one process, in order; arrays have one entry per call.
+
+    `kernel_sum_us` and `kernels` are NaN where the backend does not see kernels.
+    """
+
+    wall_us: Floats
+    kernel_sum_us: Floats
+    kernels: Floats
+    pass_index: NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class RunOutcome:
+    """What one process measured.
+
+    `cut_short` is the scenario that was being measured when the process died, if it did; `crash`
+    then says how. `unread` says why the timings of a finished process could not be had.
+    """
+
+    calls: dict[str, Calls] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    measuring_s: float = 0.0
+    threads: int | None = None
+    cut_short: str | None = None
+    crash: str | None = None
+    unread: str | None = None
+
+
+def notes_path(folder: Path, source: str) -> Path:
+    """Where the process called `source` writes its notes in the dataset `folder`."""
+    return folder / "logs" / f"{source}.jsonl"
+
+
+def read_results(path: Path) -> tuple[RunOutcome, list[dict[str, Any]]]:
+    """Return the outcome without timings, and the `done` notes they can be taken from."""
+    outcome = RunOutcome()
+    done: list[dict[str, Any]] = []
+    ended = False
+    for note in _notes(path):
+        match note["event"]:
+            case "began":
+                outcome.threads = int(note["threads"])
+            case "start":
+                outcome.cut_short = note["scenario_id"]
+            case "done":
+                outcome.cut_short = None
+                if "error" in note:
+                    outcome.errors[note["scenario_id"]] = note["error"]
+                else:
+                    outcome.measuring_s += note["measuring_s"]
+                    done.append(note)
+            case "ended":
+                ended = True
+    if not ended:
+        outcome.crash = "the process ended before its run was over"
+    return outcome, [note for note in done if note["scenario_id"] not in outcome.errors]
+
+
+def calls_from_notes(notes: list[dict[str, Any]]) -> dict[str, Calls]:
+    """Join the passes of each scenario whose timings the script itself took."""
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for note in notes:
+        grouped.setdefault(note["scenario_id"], []).append(note)
+    return {name: _join(passes) for name, passes in grouped.items()}
+
+
+def _join(passes: list[dict[str, Any]]) -> Calls:
+    def column(key: str) -> Floats:
+        parts = [note.get(key, [np.nan] * note["count"]) for note in passes]
+        return np.asarray([value for part in parts for value in part], dtype=np.float64)
+
+    index = [np.full(note["count"], note["pass_index"], dtype=np.int64) for note in passes]
+    return Calls(
+        wall_us=column("wall_us"),
+        kernel_sum_us=column("kernel_sum_us"),
+        kernels=column("kernels"),
+        pass_index=np.concatenate(index),
+    )
+
+
+def _notes(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    notes = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            notes.append(json.loads(line))
+        except json.JSONDecodeError:  # the line being written when the process died
+            break
+    return notes

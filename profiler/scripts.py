@@ -1,0 +1,92 @@
+"""Generate the scripts of a run: one file a scenario, one that calls them in turn.
+
+Templates choose *code* by op, device and timing mode, all from fixed lists. Everything a user or
+a spec can name travels as data, in the JSON file beside each script.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+
+from costprof.core.device import DeviceFingerprint
+from costprof.core.files import write_json, write_text
+from costprof.core.hashing import content_id
+from costprof.profiler.plan import Run
+from costprof.profiler.scenario import Scenario
+from costprof.profiler.spec import TimingSpec
+
+Mode = Literal["nvtx", "profiler", "clock"]
+
+_SEED = 20_240
+# The copies of the weights that are rotated through hold this many last-level caches.
+_ROTATE_CACHES = 2
+_UNKNOWN_CACHE_BYTES = 64 * 2**20
+# A run may fill this share of the device's memory with copies.
+_MEMORY_SHARE = 0.25
+
+
+def write_scripts(
+    run: Run, folder: Path, mode: Mode, timing: TimingSpec, device: DeviceFingerprint
+) -> Path:
+    """Write the scripts of `run` into `folder` and return the path of the run script."""
+    for scenario in run.scenarios:
+        path = folder / f"{scenario.scenario_id}.py"
+        write_json(path.with_suffix(".json"), _values(scenario, timing, device))
+        write_text(path, _render("scenario.py.j2", scenario, mode))
+    path = folder / f"{run.run_id}.py"
+    write_json(
+        path.with_suffix(".json"),
+        {
+            "scenarios": [scenario.scenario_id for scenario in run.scenarios],
+            "passes": timing.passes,
+            "threads": timing.threads,
+        },
+    )
+    write_text(path, _environment().get_template("run.py.j2").render() + "\n")
+    return path
+
+
+def _render(template: str, scenario: Scenario, mode: Mode) -> str:
+    text = _environment().get_template(template)
+    return text.render(op=scenario.op, device=scenario.device, mode=mode) + "\n"
+
+
+def _values(scenario: Scenario, timing: TimingSpec, device: DeviceFingerprint) -> dict[str, Any]:
+    return {
+        **scenario.to_dict(),
+        "scenario_id": scenario.scenario_id,
+        "label": scenario.label(),
+        "operands_key": _operands_key(scenario),
+        "seed": _SEED,
+        "warmup": timing.warmup,
+        "target_ms": timing.target_ms,
+        "min_repetitions": timing.min_repetitions,
+        "max_repetitions": timing.max_repetitions,
+        "rotate_bytes": _ROTATE_CACHES * (device.cache_bytes or _UNKNOWN_CACHE_BYTES),
+        "memory_bytes": int(_MEMORY_SHARE * device.memory_bytes),
+    }
+
+
+def _operands_key(scenario: Scenario) -> str:
+    """Scenarios with equal keys can share their copies of the weights."""
+    return content_id(
+        {
+            "class": scenario.class_id,
+            "experts": scenario.layer.experts if scenario.layer else 0,
+            # An attention block's cache holds one entry per token.
+            "tokens": scenario.tokens if scenario.op == "attention" else 0,
+        }
+    )
+
+
+@lru_cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("costprof.profiler", "templates"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+    )
