@@ -57,7 +57,7 @@ MEASUREMENTS = pa.schema(
         ("latency_us_p95", _F),
         ("n", _I),
         ("robust_cv", _F),  # (p75 - p25) / p50
-        ("repeat_agreement", _F),  # |p50 of pass 1 - p50 of pass 2| / their mean
+        ("pass_disagreement", _F),  # (largest - smallest p50 of a pass) / p50
         ("attempts", _I),
         ("kernel_sum_us", _F),
         ("wall_span_us", _F),
