@@ -12,6 +12,8 @@ from typing import Any
 
 from costprof.core.errors import InputError
 
+_PARTIAL = ".partial"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -22,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(
-        prefix=f".{path.stem}-", suffix=f"{path.suffix}.partial", dir=path.parent
+        prefix=f".{path.stem}-", suffix=path.suffix + _PARTIAL, dir=path.parent
     )
     os.close(handle)
     temporary = Path(name)
@@ -34,6 +36,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what `replacing` left below `folder` when its process was killed."""
+    for path in folder.rglob(f".*{_PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

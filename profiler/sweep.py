@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from costprof.core.device import DeviceFingerprint
 from costprof.core.errors import CostprofError
-from costprof.core.files import write_json
+from costprof.core.files import remove_partial_files, write_json
 from costprof.profiler.attempts import Attempts
 from costprof.profiler.backends.base import Backend
 from costprof.profiler.dataset import write_measurements
@@ -65,6 +65,7 @@ class Sweep:
         """Measure every run of the plan that is not done yet, and report on all of them."""
         journal = Journal(self.folder)
         _end_leftovers(journal)
+        remove_partial_files(self.folder)
         write_json(self.folder / "sweep.json", self._description())
         began = time.monotonic()
         report = SweepReport()

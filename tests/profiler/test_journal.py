@@ -22,9 +22,12 @@ def test_a_torn_line_loses_only_itself(tmp_path: Path) -> None:
 
 
 def test_a_folder_takes_one_sweep_at_a_time(tmp_path: Path) -> None:
-    with sweep_lock(tmp_path), pytest.raises(InputError, match="another sweep is writing"):
-        with sweep_lock(tmp_path):
-            pass
+    with (
+        sweep_lock(tmp_path),
+        pytest.raises(InputError, match="another sweep is writing"),
+        sweep_lock(tmp_path),
+    ):
+        pass
     with sweep_lock(tmp_path):
         pass
 
