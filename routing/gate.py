@@ -1,0 +1,95 @@
+"""From router logits to the gate's own choice: scores, ranking, top-k, weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from costprof.core.errors import InputError
+from costprof.routing.contract import Gate, Selection
+
+_TINY = 1e-20
+"""Keeps a row whose scores all underflow at weight 0; adds nothing to any other sum."""
+
+
+def gate_scores(logits: Tensor, gate: Gate) -> Tensor:
+    """Scores [T, E] in float32 of `logits` [T, E]."""
+    logits = logits.float()
+    return torch.softmax(logits, dim=-1) if gate.score == "softmax" else torch.sigmoid(logits)
+
+
+def gate_ranking(scores: Tensor, gate: Gate) -> Tensor:
+    """What experts are chosen by: `scores` [T, E] plus bias, -inf outside the chosen groups.
+
+    Raises:
+        InputError: the gate does not fit E experts.
+    """
+    check_gate(gate, scores.shape[-1])
+    ranking = scores if gate.bias is None else scores + gate.bias
+    if gate.n_group == 1:
+        return ranking
+    grouped = ranking.view(ranking.shape[0], gate.n_group, -1)  # [T, G, E / G]
+    best = grouped.topk(min(gate.group_top, grouped.shape[-1]), dim=-1).values.sum(-1)
+    chosen = best.topk(gate.topk_group, dim=-1, sorted=False).indices
+    forbidden = torch.ones_like(best, dtype=torch.bool).scatter_(-1, chosen, False)
+    return grouped.masked_fill(forbidden.unsqueeze(-1), -torch.inf).view_as(ranking)
+
+
+def gate_weights(scores: Tensor, indices: Tensor, gate: Gate) -> Tensor:
+    """Weights [T, k] of the experts `indices` [T, k] by `scores` [T, E]."""
+    weights = scores.gather(-1, indices)
+    if gate.renormalise:
+        weights = weights / (weights.sum(dim=-1, keepdim=True) + _TINY)
+    return weights if gate.scaling == 1.0 else weights * gate.scaling
+
+
+def select(logits: Tensor, gate: Gate) -> Selection:
+    """Plain top-k of `logits` [T, E]: every slot used, nothing lost.
+
+    Raises:
+        InputError: `logits` are not a matrix, or the gate does not fit them.
+    """
+    if logits.dim() != 2 or not logits.is_floating_point():
+        raise InputError(
+            f"router logits are {logits.dtype} {list(logits.shape)}",
+            "no expert was chosen",
+            "give floating-point logits of shape [rows, experts]",
+        )
+    scores = gate_scores(logits, gate)
+    ranking = gate_ranking(scores, gate)
+    indices = ranking.topk(gate.top_k, dim=-1).indices
+    return Selection(
+        scores=scores,
+        ranking=ranking,
+        indices=indices,
+        weights=gate_weights(scores, indices, gate),
+        used=torch.ones_like(indices, dtype=torch.bool),
+        gate_mass_lost=torch.zeros(logits.shape[0], dtype=torch.float64, device=logits.device),
+    )
+
+
+def check_gate(gate: Gate, n_experts: int) -> None:
+    """Check that `gate` can choose among `n_experts`.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if n_experts % gate.n_group:
+        raise InputError(
+            f"{n_experts} experts in {gate.n_group} groups",
+            "the groups would differ in size",
+            "use a number of groups that divides the number of experts",
+        )
+    allowed = n_experts // gate.n_group * gate.topk_group
+    if gate.top_k > allowed:
+        raise InputError(
+            f"top_k is {gate.top_k} with {allowed} experts to choose from",
+            "no row can be routed",
+            "use a smaller top_k or more groups",
+        )
+    if gate.bias is not None and gate.bias.shape != (n_experts,):
+        raise InputError(
+            f"the gate's bias has shape {list(gate.bias.shape)}",
+            f"it does not fit {n_experts} experts",
+            f"give a bias of shape [{n_experts}]",
+        )

@@ -1,0 +1,94 @@
+"""`route`: logits and a policy in, an assignment out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from costprof.core.errors import InputError
+from costprof.costmodel.table import CostTable
+from costprof.routing.contract import Assignment, Gate, Policy, Rows, SystemState
+from costprof.routing.gate import select
+from costprof.routing.policies.topk import TopK
+
+_COOL = SystemState()
+_TOPK = TopK()
+
+
+def route(
+    logits: Tensor,
+    *,
+    table: CostTable,
+    gate: Gate,
+    policy: Policy = _TOPK,
+    rows: Rows | None = None,
+    state: SystemState = _COOL,
+    history: Any = None,
+    batch_invariant: bool = False,
+) -> Assignment:
+    """Assign each of T rows to at most k experts.
+
+    Padding rows use no expert and influence nobody's. With a neutral policy real rows get plain
+    top-k, bit for bit. On a GPU a policy that is not neutral synchronises with the host.
+
+    Args:
+        logits: [T, E] floating point.
+        table: Prices of the E experts.
+        gate: How logits become a choice and weights.
+        policy: What may change that choice.
+        rows: What each row is; None: every row is a real decode token of its own sequence.
+        state: What the machine is doing.
+        history: What this policy returned with the last batch.
+        batch_invariant: Route every row by itself, whatever the policy: what a request gets then
+            does not depend on its companions.
+
+    Raises:
+        InputError: shapes do not fit each other.
+        TableError: the policy needs a price the table lacks.
+    """
+    plain = select(logits, gate)
+    if table.n_experts != logits.shape[1]:
+        raise InputError(
+            f"{logits.shape[1]} router logits per row, {table.n_experts} experts in the table",
+            "the rows cannot be priced",
+            "use the table (or its moe=) of this layer",
+        )
+    if rows is not None and rows.real.shape != (logits.shape[0],):
+        raise InputError(
+            f"{logits.shape[0]} rows of logits, {rows.real.numel()} described",
+            "padding cannot be told from tokens",
+            "describe each row once",
+        )
+    chosen = plain
+    if not (policy.neutral or batch_invariant):
+        known = Rows.decode(logits.shape[0], device=logits.device) if rows is None else rows
+        chosen, history = policy.choose(
+            plain, table=table, state=state, rows=known, gate=gate, history=history
+        )
+    indices, weights, used = chosen.indices, chosen.weights, chosen.used
+    if rows is not None:
+        used = used & rows.real.unsqueeze(-1)
+    counts = torch.zeros(logits.shape[1], dtype=torch.int64, device=logits.device)
+    counts.scatter_add_(0, indices.flatten(), used.flatten().to(torch.int64))
+    lost = chosen.gate_mass_lost
+    if rows is not None or chosen is not plain:
+        indices = _fill(indices, used, counts)
+        weights = weights.masked_fill(~used, 0.0)
+        lost = lost.masked_fill(~used.any(dim=-1), 0.0)
+    return Assignment(
+        indices=indices,
+        weights=weights,
+        used=used,
+        counts=counts,
+        gate_mass_lost=lost,
+        history=history,
+        table=table,
+    )
+
+
+def _fill(indices: Tensor, used: Tensor, counts: Tensor) -> Tensor:
+    """Point unused slots at an active expert: the row's own first, or the batch's first."""
+    own = torch.where(used[:, :1], indices[:, :1], (counts > 0).to(torch.int8).argmax())
+    return torch.where(used, indices, own)
