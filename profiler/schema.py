@@ -5,7 +5,8 @@ A dataset is a folder of Parquet folders. Each is readable with
 
 - `measurements/` one row per scenario, taken from the best run of it;
 - `kernels/` one row per kernel launch;
-- `ranges/` one row per NVTX range (the timing of CPU experts).
+- `ranges/` one row per NVTX range (the timing of CPU experts);
+- `counters/` one row per kernel and hardware counter, as ncu read them.
 """
 
 from __future__ import annotations
@@ -127,7 +128,8 @@ KERNELS = pa.schema(
         ("dynamic_shared_bytes", _I),
         ("graph_id", _I),
         ("graph_node_id", _I),
-        # The launch, and the innermost range it was made in (NULL: none).
+        # The launch, and the innermost range it was made in (NULL: none). All kernels of a graph
+        # launch carry that one launch: count its interval once per (global_pid, correlation_id).
         ("attribution", _S),  # attributed, no_range, no_launch_row
         ("launch_start_ns", _I),
         ("launch_end_ns", _I),
@@ -146,15 +148,30 @@ RANGES = pa.schema(
         ("parent_id", _I),
         ("depth", _I),
         ("kind", _S),  # push_pop, start_end
-        ("domain", _S),
+        ("domain", _S),  # "" is the default domain; NULL: its name was not captured
         ("text", _S),
+        ("path", pa.list_(_S)),  # texts from the outermost range to this one
         ("global_tid", _I),
         ("start_ns", _I),
         ("end_ns", _I),
         ("duration_ns", _I),
         ("self_ns", _I),  # duration less that of the child ranges
+        # CUDA API calls made while this range was innermost, each counted once.
+        ("api_calls", _I),
+        ("api_ns", _I),
         # Filled for the ranges a sweep emits.
         ("scenario_id", _S),
         ("repetition", _I),
+    ]
+)
+
+COUNTERS = pa.schema(
+    [
+        ("source", _S),
+        ("kernel_index", _I),  # order of the profiled launches in the report, from 0
+        ("kernel_name", _S),
+        ("metric", _S),
+        ("unit", _S),  # base unit: byte, ns, hz, byte/s, %, ...; "" where there is none
+        ("value", _F),
     ]
 )
