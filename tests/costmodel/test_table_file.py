@@ -234,7 +234,7 @@ def test_the_same_device_warns_of_nothing(written: Path) -> None:
         CostTable.load(written)
 
 
-@pytest.mark.parametrize("module", ["table", "manifest"])
+@pytest.mark.parametrize("module", ["table", "manifest", "physics"])
 def test_serving_modules_import_no_heavy_library(module: str) -> None:
     code = f"import sys, costprof.costmodel.{module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
