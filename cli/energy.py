@@ -1,24 +1,18 @@
-"""Hands the power model of `costmodel` to the sweep, which must not know of it."""
+"""Join the power model to the sweep, which knows nothing of cost models."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from costprof.core.device import DeviceFingerprint
-    from costprof.profiler.rows import EnergyModel
+from costprof.core.device import DeviceFingerprint
+from costprof.costmodel.physics import modelled_energy, spec_for
+from costprof.profiler.rows import Energy, EnergyModel
 
 
-def energy_model(device: DeviceFingerprint, threads: int | None = None) -> EnergyModel:
-    """Return a model of the energy of calls on `device`; on a CPU `threads` cores are at work."""
-    from costprof.costmodel.physics import modelled_energy, spec_for
-    from costprof.profiler.rows import Energy
-
+def energy_model(device: DeviceFingerprint, *, threads: int | None) -> EnergyModel:
+    """Return the power model of `device`; on a CPU, of the `threads` cores that work."""
     spec = spec_for(device, units=threads)
 
-    def price(*, flops: float, bytes: float, latency_us: float) -> Energy:
-        return Energy(
-            **modelled_energy(spec, flops, bytes, latency_us)._asdict(), source="modelled"
-        )
+    def model(*, flops: float, bytes: float, latency_us: float) -> Energy:
+        value = modelled_energy(spec, flops, bytes, latency_us)
+        return Energy(**value._asdict(), source="modelled")
 
-    return price
+    return model

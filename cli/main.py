@@ -8,6 +8,9 @@ import sys
 import typer
 
 from costprof.cli.console import error_line
+from costprof.cli.ingest import ingest
+from costprof.cli.inspect import inspect
+from costprof.cli.sweep import sweep
 from costprof.core.errors import CostprofError
 
 app = typer.Typer(
@@ -18,6 +21,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+app.command()(sweep)
+app.command()(ingest)
+app.command()(inspect)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -36,6 +37,11 @@ TINY: dict[str, Any] = {
         "max_pass_disagreement": 100,
     },
 }
+
+
+@pytest.fixture
+def tiny_values() -> dict[str, Any]:
+    return copy.deepcopy(TINY)
 
 
 @pytest.fixture

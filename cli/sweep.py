@@ -1,0 +1,233 @@
+"""`costprof sweep`: plan, measure, write a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from costprof.cli.console import error_line, print_json
+from costprof.core.errors import InputError
+
+if TYPE_CHECKING:
+    from costprof.core.device import DeviceFingerprint
+    from costprof.profiler.plan import Plan
+    from costprof.profiler.scenario import DeviceName
+    from costprof.profiler.spec import SweepSpec
+    from costprof.profiler.sweep import SweepReport
+
+INTERRUPTED = 130
+
+
+def sweep(
+    spec: Annotated[Path | None, typer.Argument(help="Sweep file (TOML).")] = None,
+    preset: Annotated[str | None, typer.Option(help="A shipped sweep or a named model.")] = None,
+    model_config: Annotated[
+        Path | None, typer.Option(help="A Hugging Face config.json to measure the experts of.")
+    ] = None,
+    from_model: Annotated[
+        str | None,
+        typer.Option(help="module:function returning (model, inputs); run once to find shapes."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the dataset.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, nsys, torch-profiler or inprocess.")] = "auto",
+    counters: Annotated[
+        str | None, typer.Option(help="ncu: add hardware counters after timing.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda, over the spec's own.")] = None,
+    ep: Annotated[int, typer.Option(help="Expert-parallel degree of a named model.")] = 1,
+    tp: Annotated[int, typer.Option(help="Tensor-parallel degree of a named model.")] = 1,
+    isolate: Annotated[bool, typer.Option("--isolate", help="One process a scenario.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the sweep in --out.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its estimate, measure nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Measure what the experts of an MoE cost on this machine."""
+    from costprof.core.device import detect_device
+    from costprof.profiler.plan import make_plan
+
+    chosen = _spec(spec, preset, model_config, from_model, ep, tp)
+    fingerprint, device_name = _device(device or chosen.device, detect_device)
+    plan = make_plan(chosen, device_name, isolate=isolate)
+    if dry_run:
+        _print_plan(plan, as_json)
+        return
+    if out is None:
+        raise InputError(
+            "--out is missing", "there is nowhere to write to", "name a folder with --out DIR"
+        )
+    if counters not in (None, "ncu"):
+        raise InputError(
+            f"--counters {counters!r} is unknown", "nothing was measured", "use --counters ncu"
+        )
+    _measure(plan, fingerprint, out, backend, counters, resume=resume, as_json=as_json)
+
+
+def _measure(
+    plan: Plan,
+    fingerprint: DeviceFingerprint,
+    out: Path,
+    backend_name: str,
+    counters: str | None,
+    *,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    from costprof.cli.energy import energy_model
+    from costprof.cli.progress import SweepProgress
+    from costprof.core.device import software_versions
+    from costprof.core.files import writable_folder
+    from costprof.profiler.backends.choose import choose_backend
+    from costprof.profiler.journal import Journal, check_folder, sweep_lock
+    from costprof.profiler.sweep import Sweep
+
+    backend = choose_backend(backend_name, plan.device, plan.timing.max_repetitions)
+    writable_folder(out)
+    with sweep_lock(out):
+        check_folder(out, plan.plan_id, resume=resume)
+        done = Journal(out).done_runs()
+        work = Sweep(
+            plan=plan,
+            folder=out,
+            backend=backend,
+            device=fingerprint,
+            software=software_versions(),
+            energy_model=energy_model(fingerprint, threads=plan.timing.threads),
+        )
+        try:
+            with SweepProgress(plan, done) as progress:
+                report = work.run(progress)
+            notes = _count_events(plan, out, fingerprint) if counters else []
+        except KeyboardInterrupt:
+            error_line(
+                f"interrupted; what was measured is in {out}; go on with the same command "
+                "and --resume"
+            )
+            raise SystemExit(INTERRUPTED) from None
+    _print_report(report, backend.name, out, notes, as_json)
+
+
+def _spec(
+    path: Path | None,
+    preset: str | None,
+    model_config: Path | None,
+    from_model: str | None,
+    ep: int,
+    tp: int,
+) -> SweepSpec:
+    given = [value for value in (path, preset, model_config, from_model) if value is not None]
+    if len(given) != 1:
+        raise InputError(
+            f"{len(given)} of SPEC, --preset, --model-config and --from-model were given",
+            "it is not clear what to measure",
+            "give exactly one, for example --preset cpu-demo",
+        )
+    if path is not None:
+        from costprof.profiler.spec import load_spec
+
+        return load_spec(path)
+    notes: list[str]
+    if preset is not None:
+        from costprof.profiler.presets import load_preset
+
+        spec, notes = load_preset(preset, ep_size=ep, tp_size=tp)
+    elif model_config is not None:
+        from costprof.profiler.presets import spec_from_config_file
+
+        spec, notes = spec_from_config_file(model_config, ep_size=ep, tp_size=tp)
+    else:
+        from costprof.profiler.from_model import spec_from_model
+
+        spec, notes = spec_from_model(str(from_model))
+    for note in notes:
+        error_line(f"note: {note}")
+    return spec
+
+
+def _device(name: str, detect: Any) -> tuple[DeviceFingerprint, DeviceName]:
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device {name!r} is unknown", "nothing was measured", "use cpu or cuda")
+    if name != "cpu":
+        import torch
+
+        if torch.cuda.is_available():
+            return detect("gpu"), "cuda"
+    if name == "cuda":
+        raise InputError(
+            "torch sees no CUDA device",
+            "nothing was measured",
+            "see costprof doctor, or measure the CPU with --device cpu",
+        )
+    return detect("cpu"), "cpu"
+
+
+def _count_events(plan: Plan, out: Path, fingerprint: DeviceFingerprint) -> list[str]:
+    from costprof.profiler.counters import add_counters
+
+    counted = add_counters(plan, out, fingerprint)
+    notes = [f"ncu counted {counted.counted} scenarios"]
+    return [*notes, counted.problem] if counted.problem else notes
+
+
+def _print_plan(plan: Plan, as_json: bool) -> None:
+    seconds = plan.estimated_s()
+    if as_json:
+        print_json(
+            {
+                "name": plan.name,
+                "device": plan.device,
+                "plan_id": plan.plan_id,
+                "estimated_s": round(seconds),
+                "runs": [
+                    {
+                        "run_id": run.run_id,
+                        "scenarios": [
+                            {"scenario_id": s.scenario_id, "label": s.label()}
+                            for s in run.scenarios
+                        ],
+                    }
+                    for run in plan.runs
+                ],
+            }
+        )
+        return
+    for run in plan.runs:
+        print(f"run {run.run_id}")
+        for scenario in run.scenarios:
+            print(f"  {scenario.scenario_id}  {scenario.label()}")
+    print(
+        f"{len(plan.scenarios)} scenarios in {len(plan.runs)} runs on {plan.device}, "
+        f"about {seconds / 60:.1f} min (a rough estimate; re-measuring not counted)"
+    )
+
+
+def _print_report(
+    report: SweepReport, backend: str, out: Path, notes: list[str], as_json: bool
+) -> None:
+    if as_json:
+        print_json(
+            {
+                "out": str(out),
+                "backend": backend,
+                "statuses": report.statuses,
+                "wall_s": report.wall_s,
+                "measuring_s": report.measuring_s,
+                "measuring_share": report.measuring_share,
+                "notes": notes,
+            }
+        )
+        return
+    counts = ", ".join(f"{number} {status}" for status, number in sorted(report.statuses.items()))
+    print(f"{out}: {counts}; backend {backend}")
+    if report.wall_s and report.measuring_s:
+        print(
+            f"{report.wall_s:.0f} s, {report.measuring_share:.0%} of them inside timed loops; "
+            f"look at it with: costprof inspect {out}"
+        )
+    for note in notes:
+        print(note)
