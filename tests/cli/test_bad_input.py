@@ -1,0 +1,123 @@
+"""Bad input gets one line of three parts, a non-zero exit and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+
+def costprof(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "costprof.cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def truncated_sqlite(folder: Path) -> Path:
+    path = folder / "export.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE META_DATA_EXPORT (name TEXT, value TEXT)")
+        connection.executemany(
+            "INSERT INTO META_DATA_EXPORT VALUES (?, ?)", [(str(i), "x" * 400) for i in range(200)]
+        )
+    connection.close()
+    path.write_bytes(path.read_bytes()[:-9000])
+    return path
+
+
+def text_as_sqlite(folder: Path) -> Path:
+    path = folder / "export.sqlite"
+    path.write_text("these are not the bytes you are looking for\n" * 50)
+    return path
+
+
+def other_parquet(folder: Path) -> Path:
+    path = folder / "table.parquet"
+    pq.write_table(pa.table({"a": [1, 2]}), path)
+    return path
+
+
+def spec_with_negative_tokens(folder: Path) -> Path:
+    path = folder / "sweep.toml"
+    path.write_text(
+        'name = "x"\n[experts.a]\nd_model = 64\nd_ff = 64\n'
+        '[[measure]]\nexpert = "a"\ntokens = [-3]\n'
+    )
+    return path
+
+
+CASES: dict[str, tuple[Callable[[Path], Path] | None, list[str], str]] = {
+    "unknown preset": (None, ["sweep", "--preset", "cpu-demoo", "--out", "{out}"], "cpu-demoo"),
+    "negative tokens in a spec": (
+        spec_with_negative_tokens,
+        ["sweep", "{input}", "--out", "{out}"],
+        "measure.0.tokens.0",
+    ),
+    "two things to measure": (
+        spec_with_negative_tokens,
+        ["sweep", "{input}", "--preset", "cpu-smoke", "--out", "{out}"],
+        "give exactly one",
+    ),
+    "no output folder": (None, ["sweep", "--preset", "cpu-smoke"], "--out is missing"),
+    "unknown backend": (
+        None,
+        ["sweep", "--preset", "cpu-smoke", "--backend", "abacus", "--out", "{out}"],
+        "backend 'abacus' is unknown",
+    ),
+    "unwritable folder": (
+        None,
+        [
+            *("sweep", "--preset", "cpu-smoke", "--backend", "inprocess"),
+            *("--out", "/proc/costprof/data"),
+        ],
+        "/proc/costprof/data cannot be written",
+    ),
+    "truncated SQLite": (truncated_sqlite, ["ingest", "{input}", "--out", "{out}"], "export"),
+    "text named .sqlite": (text_as_sqlite, ["ingest", "{input}", "--out", "{out}"], "export"),
+    "a dataset that is not there": (None, ["inspect", "{out}"], "holds no dataset"),
+    "fitting nothing": (None, ["fit", "{out}", "--out", "{out}.parquet"], "no measurements"),
+    "a Parquet file that is no table": (other_parquet, ["table", "check", "{input}"], "table"),
+    "a text file as a table": (text_as_sqlite, ["table", "show", "{input}"], "export.sqlite"),
+    "routing with another Parquet file": (other_parquet, ["route", "{input}"], "table"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input(name: str, tmp_path: Path) -> None:
+    make, arguments, words = CASES[name]
+    made = make(tmp_path) if make else None
+    before = sorted(tmp_path.rglob("*"))
+    filled = [a.format(input=made, out=tmp_path / "out") for a in arguments]
+    done = costprof(*filled)
+    assert done.returncode not in (0, 1), done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("costprof: ")
+    assert words in lines[0]
+    assert lines[0].count("; ") >= 2
+    assert done.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_nsys_asked_for_and_not_there(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    done = costprof(
+        *("sweep", "--preset", "cpu-smoke", "--backend", "nsys", "--out", str(tmp_path / "out")),
+        PATH=str(tmp_path / "bin"),
+    )
+    if "nsys was not found" not in done.stderr:
+        pytest.skip("an nsys outside PATH was found")
+    assert done.returncode == 3
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
