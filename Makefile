@@ -29,7 +29,8 @@ lint: $(VENV)/.test-installed
 # Long: minutes to tens of minutes each. Run it on a machine that does nothing else.
 bench: $(VENV)/.test-installed
 	$(BIN)/python benchmarks/ingest.py
-	$(BIN)/python benchmarks/kill.py --kills 20
+	$(BIN)/python benchmarks/kill.py --kills 20 --backend nsys
+	$(BIN)/python benchmarks/startup.py
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info
