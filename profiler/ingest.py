@@ -98,7 +98,14 @@ def ingest_file(path: Path, out_dir: Path, *, force: bool = False) -> IngestSumm
     return summary
 
 
-def ingest_export(path: Path, out_dir: Path, *, part: str, source: str) -> IngestSummary:
+def ingest_export(
+    path: Path,
+    out_dir: Path,
+    *,
+    part: str,
+    source: str,
+    memory_limit_mb: int = MEMORY_LIMIT_MB,
+) -> IngestSummary:
     """Write the kernels and ranges of an nsys SQLite export as the part `part` of `out_dir`.
 
     Memory is bounded whatever the size of the export (see `duck.connect`). A part of that name is
@@ -109,6 +116,7 @@ def ingest_export(path: Path, out_dir: Path, *, part: str, source: str) -> Inges
         out_dir: Dataset folder.
         part: Name of the Parquet files, without suffix.
         source: What the column `source` says; keep paths out of it.
+        memory_limit_mb: What DuckDB may hold before it spills to TMPDIR.
 
     Raises:
         InputError, ExportError: as `check_export` and `require_content`.
@@ -118,7 +126,11 @@ def ingest_export(path: Path, out_dir: Path, *, part: str, source: str) -> Inges
     require_content(info, name=source)
     kernels_part = out_dir / "kernels" / f"{part}.parquet"
     ranges_part = out_dir / "ranges" / f"{part}.parquet"
-    with no_empty_folders(out_dir), _duckdb_errors(source), connect() as connection:
+    with (
+        no_empty_folders(out_dir),
+        _duckdb_errors(source, memory_limit_mb),
+        connect(memory_limit_mb=memory_limit_mb) as connection,
+    ):
         load_sqlite_extension(connection)
         attach_sqlite(connection, path, _SCHEMA)
         stage(connection, info, _SCHEMA)
@@ -165,13 +177,13 @@ def _one(connection: duckdb.DuckDBPyConnection, query: str) -> bool:
 
 
 @contextlib.contextmanager
-def _duckdb_errors(source: str) -> Iterator[None]:
+def _duckdb_errors(source: str, memory_limit_mb: int) -> Iterator[None]:
     """Turn what DuckDB raises into the two things it can mean: a full machine, a broken file."""
     try:
         yield
     except duckdb.OutOfMemoryException as error:
         raise ToolError(
-            f"DuckDB needs more than its {MEMORY_LIMIT_MB} MB or the disk for {source}",
+            f"DuckDB needs more than its {memory_limit_mb} MB or the disk for {source}",
             "nothing was ingested",
             "free some disk, or set TMPDIR to a folder on a larger one",
         ) from error

@@ -22,6 +22,7 @@ Counter = tuple[int, str, str, str, float]
 
 _CONSEQUENCE = "nothing was ingested"
 _RAW_PAGE = "make one with ncu --import REPORT --csv --page raw --print-units base"
+_REPORT_MAGIC = b"NVR"
 _BATCH = 50_000
 
 
@@ -47,7 +48,8 @@ def ingest_counters(path: Path, out_dir: Path, *, part: str, source: str) -> int
         raise ExportError(
             f"{source} holds no counter of any kernel",
             _CONSEQUENCE,
-            "see whether ncu said that no kernels were profiled, or ERR_NVGPUCTRPERM",
+            "see whether ncu said that no kernels were profiled, or ERR_NVGPUCTRPERM, and whether "
+            "the file is whole",
         )
     count = 0
     target = out_dir / "counters" / f"{part}.parquet"
@@ -76,32 +78,36 @@ def read_raw_page(path: Path, *, name: str | None = None) -> Iterator[Counter]:
         ExportError: there is no header with an "ID" and a "Kernel Name", or a row is cut off.
     """
     label = name or str(path)
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        # strict: a quote that is never closed is an error, not the rest of the file.
-        rows = csv.reader(file, strict=True)
-        header = next((row for row in rows if "Kernel Name" in row and "ID" in row), None)
-        units = next(rows, None) if header is not None else None
-        if header is None or units is None:
-            raise ExportError(f"{label} is not a raw page of ncu", _CONSEQUENCE, _RAW_PAGE)
-        if units[0]:
-            raise ExportError(f"{label} has no row of units", _CONSEQUENCE, _RAW_PAGE)
-        kernel_name = header.index("Kernel Name")
-        # Metric names have a unit of the GPU and two underscores; what else there is describes
-        # the process, the host and the launch.
-        metrics = [(i, metric) for i, metric in enumerate(header) if "__" in metric]
-        bases = {i: base_unit(units[i]) for i, _ in metrics}
-        for index, row in enumerate(row for row in rows if row and not row[0].startswith("==")):
-            if len(row) != len(header):
-                raise ExportError(
-                    f"{label} has {len(row)} values in row {index + 3}, {len(header)} columns",
-                    _CONSEQUENCE,
-                    "the page was cut off; " + _RAW_PAGE,
-                )
-            for i, metric in metrics:
-                value = _number(row[i])
-                if value is not None:
-                    unit, factor = bases[i]
-                    yield index, row[kernel_name], metric, unit, value * factor
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            # strict: a quote that is never closed is an error, not the rest of the file.
+            yield from _page_counters(csv.reader(file, strict=True), label)
+    except csv.Error as error:
+        raise _cut_off(label, str(error)) from error
+
+
+def _page_counters(rows: Iterator[list[str]], label: str) -> Iterator[Counter]:
+    header = next((row for row in rows if "Kernel Name" in row and "ID" in row), None)
+    units = next(rows, None) if header is not None else None
+    if header is None or units is None:
+        raise ExportError(f"{label} is not a raw page of ncu", _CONSEQUENCE, _RAW_PAGE)
+    if units[0]:
+        raise ExportError(f"{label} has no row of units", _CONSEQUENCE, _RAW_PAGE)
+    if len(units) != len(header):
+        raise _cut_off(label, f"{len(units)} units for {len(header)} columns")
+    kernel_name = header.index("Kernel Name")
+    # Metric names have a unit of the GPU and two underscores; what else there is describes the
+    # process, the host and the launch.
+    metrics = [(i, metric) for i, metric in enumerate(header) if "__" in metric]
+    bases = {i: base_unit(units[i]) for i, _ in metrics}
+    for index, row in enumerate(row for row in rows if row and not row[0].startswith("==")):
+        if len(row) != len(header):
+            raise _cut_off(label, f"{len(row)} values for {len(header)} columns")
+        for i, metric in metrics:
+            value = _number(row[i])
+            if value is not None:
+                unit, factor = bases[i]
+                yield index, row[kernel_name], metric, unit, value * factor
 
 
 def read_report(path: Path, *, name: str | None = None) -> Iterator[Counter]:
@@ -120,12 +126,14 @@ def read_report(path: Path, *, name: str | None = None) -> Iterator[Counter]:
             f"{label} cannot be read",
             "pip install 'costprof[ncu]', or give the CSV raw page instead",
         ) from error
+    with path.open("rb") as file:
+        # The package takes any file, and finds nothing in one of another kind.
+        if file.read(len(_REPORT_MAGIC)) != _REPORT_MAGIC:
+            raise _unreadable(label, "it does not begin as one")
     try:
         report = ncu_report.load_report(str(path))
     except Exception as error:  # The package raises bare exceptions of several kinds.
         raise _unreadable(label, error) from error
-    if report is None:
-        raise _unreadable(label, "no report in it")
     index = 0
     for range_index in range(report.num_ranges()):
         actions = report.range_by_idx(range_index)
@@ -162,6 +170,10 @@ def _report_number(counter: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
+
+
+def _cut_off(label: str, reason: str) -> ExportError:
+    return ExportError(f"{label} was cut off ({reason})", _CONSEQUENCE, _RAW_PAGE)
 
 
 def _unreadable(label: str, reason: object) -> ExportError:

@@ -170,7 +170,7 @@ _EXPORTS = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(export=_EXPORTS, schema=st.sampled_from(sorted(SCHEMAS)))
 def test_any_export_agrees_with_the_reference(export: Export, schema: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
