@@ -1,0 +1,69 @@
+"""Prints a table's validation figures beside their baselines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from costprof.costmodel.manifest import Manifest
+
+_KINDS = {
+    "interior": "inside the measured range",
+    "end": "one step beyond it",
+    "few": "classes of few points",
+}
+_METHODS = {
+    "model": "costprof",
+    "roofline": "roofline alone",
+    "linear": "linear in tokens",
+    "mean_power_true_latency": "mean power x true latency",
+    "sum_of_experts": "experts added up",
+}
+
+
+def print_figures(console: Console, manifest: Manifest) -> None:
+    """Print cross-validated errors of latency, energy and layers, and the manifest's notes."""
+    figures = manifest.validation
+    table = Table(box=None, header_style="bold")
+    for name in ("left out", "predicted by"):
+        table.add_column(name)
+    for name in ("n", "MAPE %", "median %", "p90 %", "90 % interval"):
+        table.add_column(name, justify="right")
+    for kind, title in _KINDS.items():
+        if kind in figures.get("latency", {}):
+            _add(table, f"latency, {title}", figures["latency"][kind])
+    for source, methods in figures.get("energy", {}).items():
+        _add(table, f"energy ({source})", methods)
+    for class_id, layer in figures.get("layers", {}).items():
+        _add(table, f"layer latency, {class_id[:6]}", layer["latency"])
+        if layer["energy"]:
+            _add(table, f"layer energy ({layer['energy_source']})", layer["energy"])
+    if table.row_count:
+        console.print(table)
+    if "modelled" in figures.get("energy", {}):
+        console.print(
+            "energy is modelled: its figures compare with the power model, not with a meter",
+            highlight=False,
+        )
+    for note in manifest.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+
+
+def _add(table: Table, left_out: str, methods: dict[str, Any]) -> None:
+    # A manifest read back has lost the order.
+    for name, errors in sorted(methods.items(), key=lambda each: list(_METHODS).index(each[0])):
+        covered = errors.get("coverage_90")
+        table.add_row(
+            left_out,
+            _METHODS[name],
+            str(errors["points"]),
+            f"{errors['mape']:.1f}",
+            f"{errors['median']:.1f}",
+            f"{errors['p90']:.1f}",
+            "" if covered is None else f"holds {covered:.0f} %",
+        )
+        left_out = ""

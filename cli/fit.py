@@ -1,0 +1,78 @@
+"""`costprof fit`: a dataset to a cost table, with the errors it makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from costprof.cli.console import print_json
+from costprof.core.errors import InputError
+
+if TYPE_CHECKING:
+    from costprof.costmodel.fit import FittedTable
+
+
+def fit(
+    dataset: Annotated[Path, typer.Argument(help="Folder that sweep wrote.")],
+    out: Annotated[Path, typer.Option(help="The table, a Parquet file.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Fit a cost table to a dataset and print how well it predicts."""
+    from costprof.core.files import writable_folder
+    from costprof.costmodel.tablefile import write_table
+
+    if out.is_dir():
+        raise InputError(f"{out} is a folder", "no table was written", "name a file with --out")
+    if out.exists() and not force:
+        raise InputError(
+            f"{out} exists", "it was not overwritten", "use --force or another name with --out"
+        )
+    if not dataset.is_dir():
+        raise InputError(
+            f"there is no folder {dataset}",
+            "nothing was fitted",
+            f"make one with: costprof sweep --preset cpu-demo --out {dataset}",
+        )
+    fitted = _fit_with_progress(dataset)
+    writable_folder(out.parent)
+    manifest = write_table(out, fitted.rows, fitted.manifest)
+    if as_json:
+        print_json({"out": str(out), "rows": fitted.rows.num_rows, **manifest.to_dict()})
+        return
+
+    from rich.console import Console
+
+    from costprof.cli.figures import print_figures
+
+    console = Console()
+    source = manifest.sources[0]
+    console.print(
+        f"{out}: {fitted.rows.num_rows} rows from {source.rows_used} measurements "
+        f"({source.rows_noisy} noisy, {source.rows_failed} failed and skipped)",
+        highlight=False,
+    )
+    print_figures(console, manifest)
+
+
+def _fit_with_progress(dataset: Path) -> FittedTable:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from costprof.costmodel.fit import fit_dataset
+
+    columns: tuple[Any, ...] = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("reading", total=1)
+        return fit_dataset(
+            dataset,
+            lambda stage, done, total: progress.update(
+                task, description=stage, completed=done, total=total
+            ),
+        )
