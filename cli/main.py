@@ -10,6 +10,7 @@ import typer
 from costprof.cli.console import error_line
 from costprof.cli.ingest import ingest
 from costprof.cli.inspect import inspect
+from costprof.cli.route import route
 from costprof.cli.sweep import sweep
 from costprof.core.errors import CostprofError
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(sweep)
 app.command()(ingest)
 app.command()(inspect)
+app.command()(route)
 
 
 def main() -> None:

@@ -30,8 +30,10 @@ def route(
 ) -> Assignment:
     """Assign each of T rows to at most k experts.
 
-    Padding rows use no expert and influence nobody's. With a neutral policy real rows get plain
-    top-k, bit for bit. On a GPU a policy that is not neutral synchronises with the host.
+    Padding rows use no expert and influence nobody's choice (but torch's sigmoid may round a score
+    differently in a batch of another shape; its softmax does not). With a neutral policy real
+    rows get plain top-k, bit for bit. On a GPU a policy that is not neutral synchronises with the
+    host.
 
     Args:
         logits: [T, E] floating point.

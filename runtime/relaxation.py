@@ -19,7 +19,7 @@ from torch import Tensor
 
 from costprof.costmodel.table import CostTable, LayerCost
 
-_BISECTIONS = 40
+_BISECTIONS = 24
 _ALMOST_ONE = 1.0 - 1e-9
 
 

@@ -1,0 +1,249 @@
+"""What `costprof route` computes: a layer of random weights, batches, variants, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from costprof.core.device import DeviceFingerprint, detect_device
+from costprof.core.errors import InputError
+from costprof.costmodel.table import CostTable
+from costprof.routing import Gate, TopK
+from costprof.routing.contract import Policy
+from costprof.runtime import comparison
+from costprof.runtime.adapt import AdaptConfig, AdaptState
+from costprof.runtime.comparison import Decided, Measured, Variant
+from costprof.runtime.experts import DTYPES
+from costprof.runtime.moe import MoELayer
+from costprof.runtime.synthetic import Workload
+
+_MEMORY_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The checked arguments of the verb."""
+
+    table: Path
+    moe: str | None
+    tokens: int
+    batches: int
+    repeats: int
+    seed: int
+    policy: Policy
+    policy_name: str
+    objective: Literal["latency", "energy"]
+    skew: float
+    adapt: bool
+    measure: bool
+    allow_device_mismatch: bool
+
+
+def run_comparison(settings: Settings) -> dict[str, Any]:
+    """Return all figures as plain JSON values.
+
+    Raises:
+        InputError: the layer does not fit into memory, or a parameter is out of range.
+        TableError: the table cannot be loaded or lacks a price.
+    """
+    workload = Workload(skew=settings.skew)
+    table = CostTable.load(
+        settings.table, moe=settings.moe, allow_device_mismatch=settings.allow_device_mismatch
+    )
+    gate = Gate(top_k=table.moe.top_k)
+    device = _device(table)
+    expert = table.expert_class(0)
+    generator = torch.Generator().manual_seed(settings.seed)
+    router = workload.router(table.n_experts, expert.d_model, generator).to(device)
+    dtype = DTYPES[expert.dtype]
+    batches = [
+        workload.batch(settings.tokens, expert.d_model, generator).to(device, dtype)
+        for _ in range(settings.batches)
+    ]
+    variants = [
+        Variant(name="top-k", policy=TopK()),
+        Variant(name=settings.policy_name, policy=settings.policy),
+    ]
+    if settings.adapt:
+        variants += [
+            Variant(name=f"{variant.name} + adapted", policy=variant.policy, adapted=True)
+            for variant in tuple(variants)
+        ]
+    with torch.inference_mode():
+        logits = [torch.nn.functional.linear(x, router.to(dtype)) for x in batches]
+        offsets = [torch.zeros(table.n_experts, device=device)] * settings.batches
+        adapt_us: list[float] = []
+        state: AdaptState | None = None
+        if settings.adapt:
+            config = AdaptConfig(objective=settings.objective)
+            offsets, adapt_us, state = comparison.adapt_over(
+                logits, config=config, table=table, gate=gate
+            )
+        decided = [
+            comparison.decide(variant, logits, offsets, table=table, gate=gate)
+            for variant in variants
+        ]
+        rows = [
+            _predicted(variant, each, adapt_us)
+            for variant, each in zip(variants, decided, strict=True)
+        ]
+        present = detect_device("cpu" if device.type == "cpu" else None)
+        if settings.measure:
+            _check_memory(table, device)
+            layer = MoELayer.random(router, gate=gate, table=table, generator=generator)
+            _add_measured(rows, variants, layer, batches, offsets, settings, present)
+    return {
+        "moe": table.moe.name,
+        "experts": table.n_experts,
+        "top_k": table.moe.top_k,
+        "tokens": settings.tokens,
+        "batches": settings.batches,
+        "repeats": settings.repeats if settings.measure else 0,
+        "seed": settings.seed,
+        "policy": settings.policy_name,
+        "table_device": table.manifest.device.name,
+        "measured_device": present.name if settings.measure else None,
+        "energy_sources": sorted(frozenset().union(*(each.energy_sources for each in decided))),
+        "tiers": sorted(frozenset().union(*(each.tiers for each in decided))),
+        "adaptation": _adaptation(state),
+        "variants": rows,
+        "notes": _notes(table, settings, workload, present, state),
+    }
+
+
+def _predicted(variant: Variant, decided: Decided, adapt_us: list[float]) -> dict[str, Any]:
+    return {
+        "name": variant.name,
+        "adapted": variant.adapted,
+        "active_experts": fmean(decided.active_experts),
+        "predicted_latency_us": fmean(decided.latency_us),
+        "predicted_energy_mj": fmean(decided.energy_mj),
+        "gate_mass_lost": fmean(decided.gate_mass_lost),
+        "measured_adapt_us": _spread(adapt_us) if variant.adapted else None,
+    }
+
+
+def _add_measured(
+    rows: list[dict[str, Any]],
+    variants: list[Variant],
+    layer: MoELayer,
+    batches: list[torch.Tensor],
+    offsets: list[torch.Tensor],
+    settings: Settings,
+    present: DeviceFingerprint,
+) -> None:
+    evict = comparison.evictor(present.cache_bytes, batches[0].device)
+    with _progress(settings.repeats * len(batches)) as tick:
+        measured = comparison.measure(
+            variants, layer, batches, offsets, repeats=settings.repeats, evict=evict, tick=tick
+        )
+    for row, variant, each in zip(rows, variants, measured, strict=True):
+        differences = comparison.output_differences(variant, layer, batches, offsets)
+        row["output_difference"] = fmean(differences)
+        row["measured_layer_us"] = _spread(each.layer_us)
+        row["measured_routing_us"] = _spread(each.routing_us)["median"]
+        row["measured_ratio"] = _spread(_ratios(each, measured[0]))
+
+
+def _ratios(measured: Measured, plain: Measured) -> list[float]:
+    pairs = zip(measured.layer_us, plain.layer_us, strict=True)
+    return [mine / other for mine, other in pairs]
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    low, mid, high = np.percentile(values, [25, 50, 75])
+    return {"p25": float(low), "median": float(mid), "p75": float(high), "n": len(values)}
+
+
+def _adaptation(state: AdaptState | None) -> dict[str, Any] | None:
+    if state is None:
+        return None
+    return {
+        "updates": state.updates,
+        "resets": state.resets,
+        "rows_skipped": state.rows_skipped,
+        "offset_norm": float(state.offset.norm()),
+        "charged_us": state.charged_us,
+    }
+
+
+def _notes(
+    table: CostTable,
+    settings: Settings,
+    workload: Workload,
+    present: DeviceFingerprint,
+    state: AdaptState | None,
+) -> list[str]:
+    notes = [
+        f"Predicted: mean over batches, by a table of {table.manifest.device.name}; "
+        "energy is active energy.",
+        f"Router and batches are made up: popularity Zipf {workload.skew:g}, logits spread "
+        f"{workload.spread:g}, {workload.topics} topics; weights are random, so the output "
+        "difference says nothing about a model's quality.",
+    ]
+    if settings.measure:
+        notes.append(
+            f"Measured on {present.name}: medians of A B B A means, caches evicted before each "
+            "call; a layer call includes its routing."
+        )
+    if state is not None:
+        notes.append(
+            f"Adaptation: {state.updates} updates, {state.resets} resets, {state.rows_skipped} "
+            "rows skipped. Its time is not in the layer's: add it where it runs on every batch."
+        )
+    return notes
+
+
+def _device(table: CostTable) -> torch.device:
+    on_gpu = table.manifest.device.kind == "gpu" and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def _check_memory(table: CostTable, device: torch.device) -> None:
+    needed = int(table.expert_weight_bytes.sum())
+    available = _available_bytes(device)
+    if available and needed > _MEMORY_SHARE * available:
+        raise InputError(
+            f"the layer's experts take {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB "
+            "of memory are free",
+            "it was not run",
+            "use --no-measure to see the predictions alone",
+        )
+
+
+def _available_bytes(device: torch.device) -> int:
+    """Free memory, 0 where it cannot be read."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    for line in text.splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    progress = Progress(
+        TextColumn("timing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    with progress:
+        task = progress.add_task("timing", total=total)
+        yield lambda: progress.advance(task)

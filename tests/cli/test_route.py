@@ -1,0 +1,174 @@
+"""`costprof route` end to end on a small table, and its errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from costprof.cli.main import main
+from costprof.core.device import DeviceFingerprint, detect_device, software_versions
+from costprof.core.expert import ExpertClass, Kernel
+from costprof.costmodel.manifest import Manifest, MoeSpec
+from costprof.costmodel.rows import TableRow, rows_table
+from costprof.costmodel.table import write_table
+
+
+def make_table(path: Path, d_model: int = 64, d_ff: int = 64, device: str = "") -> Path:
+    dense = ExpertClass(d_model=d_model, d_ff=d_ff, dtype="float32")
+    packed = ExpertClass(d_model=d_model, d_ff=d_ff, dtype="float32", quantisation="int4")
+    rows = [
+        TableRow(
+            expert=expert,
+            kernel=Kernel(name="kernels:expert"),
+            tokens=tokens,
+            latency_us=(100.0 + tokens,) * 3,
+            energy_mj=(2.0 + tokens,) * 3,
+            power_w=20.0,
+            temp_rise_c=0.1,
+        )
+        for expert in (dense, packed)
+        for tokens in (1, 4, 16)
+    ]
+    fingerprint = detect_device("cpu")
+    if device:
+        fingerprint = DeviceFingerprint(kind="cpu", name=device)
+    moe = MoeSpec(name="small", top_k=4, class_of_expert=(rows[0].class_id, rows[-1].class_id) * 8)
+    write_table(
+        path,
+        rows_table(rows),
+        Manifest(device=fingerprint, software=software_versions(), moes=(moe,)),
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_table(tmp_path_factory.mktemp("route") / "t.parquet")
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def costprof(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Run the command in this process: importing torch anew costs seconds each."""
+
+    def run(*arguments: str | Path) -> Done:
+        monkeypatch.setattr(sys, "argv", ["costprof", "route", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        return Done(int(exit_.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def test_json_holds_predictions_and_measurements_of_all_variants(
+    costprof: Callable[..., Done], table: Path
+) -> None:
+    done = costprof(table, "--json", "--batches", "2", "--repeats", "2", "--tokens", "4")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    variants = {row["name"]: row for row in result["variants"]}
+    assert list(variants) == ["top-k", "marginal", "top-k + adapted", "marginal + adapted"]
+    plain, marginal = variants["top-k"], variants["marginal"]
+    assert plain["gate_mass_lost"] == 0
+    assert plain["output_difference"] == 0
+    assert 0 < marginal["gate_mass_lost"] <= 0.3
+    assert marginal["active_experts"] < plain["active_experts"]
+    assert marginal["predicted_latency_us"] < plain["predicted_latency_us"]
+    assert marginal["output_difference"] > 0
+    assert plain["measured_ratio"]["median"] == 1
+    for row in variants.values():
+        spread = row["measured_layer_us"]
+        assert 0 < spread["p25"] <= spread["median"] <= spread["p75"]
+        assert spread["n"] == 4
+        assert row["measured_routing_us"] > 0
+        assert (row["measured_adapt_us"] is None) is not row["adapted"]
+    assert result["adaptation"]["updates"] == 2
+    assert result["adaptation"]["charged_us"] > 0
+    assert result["energy_sources"] == ["modelled"]
+    assert "timing" in done.stderr
+
+
+def test_the_table_says_what_is_predicted_modelled_and_measured(
+    costprof: Callable[..., Done], table: Path
+) -> None:
+    done = costprof(table, "--batches", "1", "--repeats", "1", "--tokens", "2")
+    assert done.returncode == 0, done.stderr
+    for words in ("predicted", "(modelled)", "measured", "routing", "+ adapted", "gate mass"):
+        assert words in done.stdout
+    assert "Measured on" in done.stdout
+
+
+def test_without_measuring_or_adapting_nothing_is_run(
+    costprof: Callable[..., Done], table: Path
+) -> None:
+    done = costprof(table, "--json", "--no-measure", "--no-adapt")
+    result = json.loads(done.stdout)
+    assert [row["name"] for row in result["variants"]] == ["top-k", "marginal"]
+    assert "measured_layer_us" not in result["variants"][0]
+    assert result["adaptation"] is None
+    assert result["measured_device"] is None
+    again = json.loads(costprof(table, "--json", "--no-measure", "--no-adapt").stdout)
+    assert again == result
+
+
+def test_a_layer_larger_than_memory_is_refused_before_it_is_built(
+    costprof: Callable[..., Done], tmp_path: Path
+) -> None:
+    huge = make_table(tmp_path / "huge.parquet", d_model=2**17, d_ff=2**17)
+    done = costprof(huge, "--tokens", "1", "--batches", "1", "--no-adapt")
+    assert done.returncode == 2
+    assert "GiB of memory are free; it was not run; use --no-measure" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tokens", "-4"), "--tokens is -4; nothing was routed; give a whole number of at"),
+        (("--batches", "0"), "--batches is 0; nothing was routed"),
+        (("--repeats", "0"), "--repeats is 0; nothing was routed"),
+        (("--policy", "best"), "policy 'best' is unknown; nothing was routed; use marginal or"),
+        (("--q", "1.5"), "q is 1.5; the policy cannot be built; use 0 … 1"),
+        (("--q", "nan"), "q is nan; the policy cannot be built; use 0 … 1"),
+        (("--lam", "-1"), "lam is -1; the policy cannot be built; use at least 0"),
+        (("--budget", "2"), "budget is 2; the policy cannot be built; use 0 … 1"),
+        (("--objective", "speed"), "objective 'speed' is unknown"),
+        (("--skew", "-1"), "skew is -1.0; no batch was made"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    costprof: Callable[..., Done], table: Path, arguments: tuple[str, str], message: str
+) -> None:
+    done = costprof(table, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("costprof: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_tables_that_cannot_be_used_are_named(
+    costprof: Callable[..., Done], table: Path, tmp_path: Path
+) -> None:
+    missing = costprof(tmp_path / "none.parquet")
+    assert (missing.returncode, missing.stderr.count("\n")) == (6, 1)
+    unknown = costprof(table, "--moe", "other")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (6, 1)
+    other = make_table(tmp_path / "other.parquet", device="Another CPU")
+    refused = costprof(other)
+    assert (refused.returncode, refused.stderr.count("\n")) == (7, 1)
+    allowed = costprof(other, "--allow-device-mismatch", "--no-measure", "--json")
+    assert json.loads(allowed.stdout)["table_device"] == "Another CPU"
