@@ -8,10 +8,12 @@ import sys
 import typer
 
 from costprof.cli.console import error_line
+from costprof.cli.fit import fit
 from costprof.cli.ingest import ingest
 from costprof.cli.inspect import inspect
 from costprof.cli.route import route
 from costprof.cli.sweep import sweep
+from costprof.cli.table import table
 from costprof.core.errors import CostprofError
 
 app = typer.Typer(
@@ -26,6 +28,8 @@ app = typer.Typer(
 app.command()(sweep)
 app.command()(ingest)
 app.command()(inspect)
+app.command()(fit)
+app.add_typer(table)
 app.command()(route)
 
 
