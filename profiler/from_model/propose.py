@@ -77,7 +77,7 @@ class _Proposal:
             name = self._class(ffn, activation)
             runs.append((name, group.stacked or 1))
             made = self._scopes.matmuls(ffn, stacked=group.stacked > 0)
-            self._matched.update(id(matmul) for matmul in made)
+            self._matched.update(matmul.number for matmul in made)
             self._seen[name] |= self._tokens(made, group)
             assignments += sum(m.batch * m.rows for m in made) / ffn.shape.matrices
             if ffn.has_bias:
@@ -144,7 +144,7 @@ class _Proposal:
             ],
             moe=moes,
         )
-        unmatched = [m for m in self._scopes.trace.matmuls if id(m) not in self._matched]
+        unmatched = [m for m in self._scopes.trace.matmuls if m.number not in self._matched]
         self._note_unmatched(unmatched)
         return spec, list(self._notes)
 

@@ -49,12 +49,15 @@ class Scopes:
         return made[0].inner if made else None
 
     def matmuls(self, ffn: Ffn, *, stacked: bool) -> list[Matmul]:
-        """Products of `ffn` by place and shape. Only stacked experts may run in a parent."""
+        """Products of `ffn` by place and shape, each with the tokens in its rows.
+
+        Only stacked experts may run in the forward of a parent.
+        """
         if not stacked and not self.ran(ffn.module):
             return []
         index = self.index(ffn.module)
         made = self._made.get(index, []) if index is not None else []
-        return [matmul for matmul in made if ffn.shape.makes(matmul.inner, matmul.columns)]
+        return [found for matmul in made if (found := _as_made_by(ffn, matmul)) is not None]
 
     def activations(self, group: ExpertGroup) -> set[str]:
         """Names of the activations that ran in the experts."""
@@ -88,3 +91,12 @@ class Scopes:
                 return near
             module = self._parent.get(id(module))
         return []
+
+
+def _as_made_by(ffn: Ffn, matmul: Matmul) -> Matmul | None:
+    if ffn.shape.makes(matmul.inner, matmul.columns):
+        return matmul
+    # Some multiply the weight by one column per token.
+    if ffn.shape.makes(matmul.inner, matmul.rows):
+        return matmul.transposed()
+    return None

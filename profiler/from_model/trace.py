@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,15 +41,21 @@ class Matmul:
     """`[batch, rows, inner] x [batch, inner, columns]` as recorded.
 
     `groups` is above 0 for a grouped product: `rows` rows in all, spread over `groups` matrices.
-    `scope` holds the running modules as indices into `Trace.modules`, outermost first.
+    `scope` holds the running modules as indices into `Trace.modules`, outermost first; `number`
+    is the place among all products of the run.
     """
 
+    number: int
     batch: int
     rows: int
     inner: int
     columns: int
     groups: int
     scope: tuple[int, ...]
+
+    def transposed(self) -> Matmul:
+        """Return the same product with its two factors in the other order."""
+        return replace(self, rows=self.columns, columns=self.rows)
 
     @property
     def flops(self) -> float:
@@ -163,7 +169,7 @@ def _read(events: Iterable[FunctionEvent], trace: Trace) -> None:
         if _is_matmul(event):
             # On some devices one product is made of others: count the innermost.
             if id(event) not in composite:
-                trace.matmuls += _matmul(event)
+                trace.matmuls += _matmul(event, len(trace.matmuls))
         elif event.name == "aten::topk":
             trace.topks += _topk(event)
         elif event.name in _ACTIVATIONS:
@@ -193,24 +199,24 @@ def _scope(event: FunctionEvent) -> tuple[int, ...]:
     return tuple(reversed(inside_out))
 
 
-def _matmul(event: FunctionEvent) -> list[Matmul]:
+def _matmul(event: FunctionEvent, number: int) -> list[Matmul]:
     shapes: list[Any] = list(event.input_shapes or [])
     if event.name in _VECTOR_MATMULS:
         at = _VECTOR_MATMULS[event.name]
         if len(shapes) <= at or len(shapes[at]) != 2:
             return []
         columns, inner = shapes[at]
-        return [Matmul(1, 1, inner, columns, 0, _scope(event))]
+        return [Matmul(number, 1, 1, inner, columns, 0, _scope(event))]
     at = _MATMULS[event.name]
     if len(shapes) <= at + 1:
         return []
     left, right = shapes[at], shapes[at + 1]
     if len(left) == 2 and len(right) == 2:
-        return [Matmul(1, left[0], left[1], right[1], 0, _scope(event))]
+        return [Matmul(number, 1, left[0], left[1], right[1], 0, _scope(event))]
     if len(left) == 3 and len(right) == 3:
-        return [Matmul(left[0], left[1], left[2], right[2], 0, _scope(event))]
+        return [Matmul(number, left[0], left[1], left[2], right[2], 0, _scope(event))]
     if len(left) == 2 and len(right) == 3:
-        return [Matmul(1, left[0], left[1], right[2], right[0], _scope(event))]
+        return [Matmul(number, 1, left[0], left[1], right[2], right[0], _scope(event))]
     return []
 
 

@@ -101,9 +101,7 @@ class StackedMoe(nn.Module):
             self.seen: list[int] = []
 
         def forward(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-            return {"loop": self.loop, "batched": self.batched, "grouped": self.grouped}[self.how](
-                x, indices
-            )
+            return getattr(self, self.how)(x, indices)
 
         def loop(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
             out = torch.zeros_like(x)
@@ -120,6 +118,13 @@ class StackedMoe(nn.Module):
             gate, up = torch.bmm(x.expand(E, *x.shape), self.gate_up_proj).chunk(2, -1)
             # SiLU written out, as some models do.
             return torch.bmm(gate * torch.sigmoid(gate) * up, self.down_proj).sum(0)
+
+        def gathered(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+            """A copy of the weights for every assignment, which multiply one column each."""
+            order = indices.flatten()
+            columns = x.repeat_interleave(K, 0)[..., None]
+            gate, up = torch.bmm(self.gate_up_proj[order].mT, columns).chunk(2, 1)
+            return torch.bmm(self.down_proj[order].mT, functional.silu(gate) * up)
 
         def grouped(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
             order = indices.flatten().argsort()
@@ -233,6 +238,13 @@ def test_stacked_experts_that_all_see_all_tokens() -> None:
     assert only_class(spec) == (D, F, "swiglu", "float32")
     assert spec.measure[0].tokens == [16, 20, 32]
     assert spec.moe[0].top_k == K
+
+
+def test_weights_gathered_per_assignment() -> None:
+    spec, notes = proposed(StackedMoe("gathered"))
+    assert only_class(spec) == (D, F, "swiglu", "float32")
+    assert set(spec.measure[0].tokens) == around([round(T * K / E)])
+    assert any("hides how many tokens each expert got" in note for note in notes)
 
 
 def test_stacked_orientation_comes_from_what_ran() -> None:
