@@ -36,6 +36,8 @@ def fit(
             "nothing was fitted",
             f"make one with: costprof sweep --preset cpu-demo --out {dataset}",
         )
+    if out.parent.exists():
+        writable_folder(out.parent)
     fitted = _fit_with_progress(dataset)
     writable_folder(out.parent)
     manifest = write_table(out, fitted.rows, fitted.manifest)
@@ -68,7 +70,10 @@ def _fit_with_progress(dataset: Path) -> FittedTable:
         BarColumn(),
         MofNCompleteColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         task = progress.add_task("reading", total=1)
         return fit_dataset(
             dataset,
