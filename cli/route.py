@@ -31,14 +31,22 @@ def route(
     skew: Annotated[float, typer.Option(help="Zipf exponent of expert popularity.")] = 0.5,
     adapt: Annotated[bool, typer.Option(help="Show test-time adaptation as well.")] = True,
     measure: Annotated[bool, typer.Option(help="Run the layer and time it.")] = True,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; give those the table was measured with.")
+    ] = None,
     allow_device_mismatch: Annotated[
         bool, typer.Option("--allow-device-mismatch", help="Use a table of another device.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Compare plain top-k with a policy on made-up batches: predicted, and measured here."""
-    for name, value in (("tokens", tokens), ("batches", batches), ("repeats", repeats)):
-        if value < 1:
+    for name, value in (
+        ("tokens", tokens),
+        ("batches", batches),
+        ("repeats", repeats),
+        ("threads", threads),
+    ):
+        if value is not None and value < 1:
             raise InputError(
                 f"--{name} is {value}", "nothing was routed", "give a whole number of at least 1"
             )
@@ -57,6 +65,7 @@ def route(
         skew=skew,
         adapt=adapt,
         measure=measure,
+        threads=threads,
         allow_device_mismatch=allow_device_mismatch,
     )
     result = run_comparison(settings)

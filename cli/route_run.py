@@ -45,6 +45,7 @@ class Settings:
     skew: float
     adapt: bool
     measure: bool
+    threads: int | None
     allow_device_mismatch: bool
 
 
@@ -56,6 +57,8 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
         TableError: the table cannot be loaded or lacks a price.
     """
     workload = Workload(skew=settings.skew)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     table = CostTable.load(
         settings.table, moe=settings.moe, allow_device_mismatch=settings.allow_device_mismatch
     )
@@ -111,6 +114,7 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
         "seed": settings.seed,
         "policy": settings.policy_name,
         "table_device": table.manifest.device.name,
+        "threads": torch.get_num_threads(),
         "measured_device": present.name if settings.measure else None,
         "energy_sources": sorted(frozenset().union(*(each.energy_sources for each in decided))),
         "tiers": sorted(frozenset().union(*(each.tiers for each in decided))),
@@ -192,8 +196,8 @@ def _notes(
     ]
     if settings.measure:
         notes.append(
-            f"Measured on {present.name}: medians of A B B A means, caches evicted before each "
-            "call; a layer call includes its routing."
+            f"Measured on {present.name} with {torch.get_num_threads()} CPU threads: medians of "
+            "A B B A means, caches evicted before each call; a layer call includes its routing."
         )
     if state is not None:
         notes.append(

@@ -85,6 +85,7 @@ class Rows:
         sequence: int64, which sequence the token belongs to.
         position: int64, where in it the token stands.
         is_prefill: bool, True for tokens of a prompt.
+        distinct: The caller knows that no two real rows share a sequence; saves looking.
 
     Raises:
         InputError: the fields differ in shape or have another type.
@@ -94,6 +95,7 @@ class Rows:
     sequence: Tensor
     position: Tensor
     is_prefill: Tensor
+    distinct: bool = False
 
     def __post_init__(self) -> None:
         for name, dtype in (
@@ -118,6 +120,7 @@ class Rows:
             sequence=torch.arange(tokens, device=device),
             position=torch.zeros(tokens, dtype=torch.int64, device=device),
             is_prefill=torch.zeros(tokens, dtype=torch.bool, device=device),
+            distinct=True,
         )
 
     def lone_decode(self) -> Tensor:
@@ -126,6 +129,8 @@ class Rows:
         Only these may be routed by what else is in the batch. A row whose sequence has another
         row here (a prompt, speculated tokens) would otherwise see its own future.
         """
+        if self.distinct:
+            return self.real & ~self.is_prefill
         _, inverse = torch.unique(self.sequence, return_inverse=True)
         companions = torch.zeros_like(self.sequence).scatter_add_(
             0, inverse, self.real.to(torch.int64)

@@ -65,6 +65,9 @@ def drop_ranks(price: Tensor, indices: Tensor, share: Tensor, slack: int) -> Ten
     candidate = torch.isfinite(price)
     places, slots = torch.sort(place[indices], dim=-1)
     for round_ in range(_ROUNDS):
+        # An expert that alone is too much for some row stays, and no longer counts for others.
+        too_much = (lost + share > slack) & (share > 0)
+        candidate = candidate & (sum_by_expert(indices, too_much, n_experts) == 0)
         at_stake = (share * candidate[indices]).gather(-1, slots)
         objects = (lost + at_stake.cumsum(dim=-1) > slack) & (at_stake > 0)
         objections = sum_by_expert(by_price[places], objects, n_experts)
@@ -98,10 +101,13 @@ def refill(plain: Selection, active: Tensor, gone: Tensor) -> tuple[Tensor, Tens
     return indices, used & plain.used
 
 
-def pruned(plain: Selection, indices: Tensor, used: Tensor, gone: Tensor) -> Selection:
+def pruned(
+    plain: Selection, indices: Tensor, used: Tensor, gone: Tensor, share: Tensor
+) -> Selection:
     """The selection after `gone` [E] was dropped and slots became `indices`, `used` [T, k].
 
-    Weights of a changed row sum to what its plain weights summed to; other rows keep theirs.
+    `share` [T, k] is what plain slots hold of their row's gate mass, see `gate_shares`. Weights
+    of a changed row sum to what its plain weights summed to; other rows keep theirs.
     """
     lost = gone[plain.indices]  # [T, k]
     chosen = plain.scores.gather(-1, indices).masked_fill(~used, 0.0)
@@ -113,5 +119,5 @@ def pruned(plain: Selection, indices: Tensor, used: Tensor, gone: Tensor) -> Sel
         indices=indices,
         weights=torch.where(lost.any(dim=-1, keepdim=True), scaled, plain.weights),
         used=used,
-        gate_mass_lost=(gate_shares(plain) * lost).sum(dim=-1).double() / ONE,
+        gate_mass_lost=(share * lost).sum(dim=-1).double() / ONE,
     )

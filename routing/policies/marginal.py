@@ -122,7 +122,7 @@ class Marginal:
         best = self._best(cost.tolist(), lost.tolist())
         if best == 0:
             return plain, history
-        return pruned(plain, indices[best], used[best], gone[best]), history
+        return pruned(plain, indices[best], used[best], gone[best], share), history
 
     def _relative(self, price: LayerCost, whole: LayerCost) -> Tensor:
         """Cost in shares of `whole`, by the objective."""

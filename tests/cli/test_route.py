@@ -78,7 +78,9 @@ def costprof(
 def test_json_holds_predictions_and_measurements_of_all_variants(
     costprof: Callable[..., Done], table: Path
 ) -> None:
-    done = costprof(table, "--json", "--batches", "2", "--repeats", "2", "--tokens", "4")
+    done = costprof(
+        table, "--json", "--batches", "2", "--repeats", "2", "--tokens", "4", "--threads", "1"
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     variants = {row["name"]: row for row in result["variants"]}
@@ -100,6 +102,7 @@ def test_json_holds_predictions_and_measurements_of_all_variants(
     assert result["adaptation"]["updates"] == 2
     assert result["adaptation"]["charged_us"] > 0
     assert result["energy_sources"] == ["modelled"]
+    assert result["threads"] == 1
     assert "timing" in done.stderr
 
 
@@ -141,6 +144,7 @@ def test_a_layer_larger_than_memory_is_refused_before_it_is_built(
         (("--tokens", "-4"), "--tokens is -4; nothing was routed; give a whole number of at"),
         (("--batches", "0"), "--batches is 0; nothing was routed"),
         (("--repeats", "0"), "--repeats is 0; nothing was routed"),
+        (("--threads", "0"), "--threads is 0; nothing was routed"),
         (("--policy", "best"), "policy 'best' is unknown; nothing was routed; use marginal or"),
         (("--q", "1.5"), "q is 1.5; the policy cannot be built; use 0 … 1"),
         (("--q", "nan"), "q is nan; the policy cannot be built; use 0 … 1"),
