@@ -147,12 +147,31 @@ def test_layer_composition_is_found(fitted: FittedTable) -> None:
     assert composition.fitted
     assert composition.layers == 9
     assert composition.kernel == "kernels:layer"
-    assert composition.base_us == pytest.approx(40.0, abs=60.0)
     assert composition.latency_scale == pytest.approx(0.8, rel=0.1)
     layers = fitted.manifest.validation["layers"]
     (figures,) = [each for key, each in layers.items() if key in fitted.manifest.compositions][:1]
     assert figures["latency"]["model"]["mape"] < figures["latency"]["sum_of_experts"]["mape"]
     assert composition.latency_mape == figures["latency"]["model"]["mape"]
+
+
+def test_composition_is_exact_without_noise(world: World, dataset: Dataset) -> None:
+    made = world()
+    rows = [made.row(DENSE, n) for n in (1, 2, 5, 11)] + layer_rows(made, 4)
+    manifest = fit_dataset(dataset(rows, fitted_moe(rows))).manifest
+    (composition,) = manifest.compositions.values()
+    assert composition.base_us == pytest.approx(40.0)
+    assert composition.latency_scale == pytest.approx(0.8)
+    assert composition.latency_mape == pytest.approx(0.0, abs=1e-3)
+    assert composition.energy_scale == pytest.approx(0.8)
+    assert composition.base_mj == pytest.approx(0.4)
+
+
+def test_too_few_layers_leave_the_experts_added_up(world: World, dataset: Dataset) -> None:
+    made = world()
+    rows = [made.row(DENSE, n) for n in (1, 2, 5, 11)] + layer_rows(made, 2)
+    manifest = fit_dataset(dataset(rows, fitted_moe(rows))).manifest
+    assert manifest.compositions == {}
+    assert "layer composition not fitted (2 layer rows): experts are added up" in manifest.notes
 
 
 def test_the_table_prices_layers_as_composed(fitted: FittedTable, world: World) -> None:
