@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 _KINDS = {
     "interior": "inside the measured range",
     "end": "one step beyond it",
-    "few": "classes of few points",
+    "few": "from 2 to 4 points",
+    "single": "from one point",
 }
 _METHODS = {
     "model": "costprof",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def describe(folder: Path, rows: list[dict[str, Any]]) -> Description:
     return Description(
         name=str(values.get("name", folder.resolve().name)),
         device=device,
-        software=software or _software_of(rows[0]),
+        software={**(software or _software_of(rows[0])), **_threads_of(rows)},
         moes=tuple(moes),
         notes=tuple(notes),
     )
@@ -105,6 +106,12 @@ def _device_of(row: Mapping[str, Any]) -> DeviceFingerprint:
         driver=row["driver_version"] or "",
         power_limit_w=row["power_limit_w"] or 0.0,
     )
+
+
+def _threads_of(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """The CPU threads most rows were measured with; a CPU's prices hold for that many."""
+    known = [row["num_threads"] for row in rows if row["num_threads"] is not None]
+    return {"threads": str(statistics.mode(known))} if known else {}
 
 
 def _software_of(row: Mapping[str, Any]) -> dict[str, str]:

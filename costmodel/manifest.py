@@ -82,6 +82,12 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
     content_hash: str = ""
 
+    @property
+    def threads(self) -> int | None:
+        """CPU threads the measurement used, where that is known."""
+        text = self.software.get("threads", "")
+        return int(text) if text.isdecimal() else None
+
     def moe(self, name: str | None = None) -> MoeSpec:
         """Return the MoE called `name`, or the only one where `name` is None.
 

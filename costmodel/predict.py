@@ -2,7 +2,7 @@
 
     latency(class, tokens) = roofline(class, tokens) · exp(residual)
 
-where the residual is a Gaussian process: over log2 tokens for a class measured often enough, over
+where the residual is a Gaussian process: over log2 tokens for a curve measured more than once, over
 `costprof.costmodel.features` and all classes together for the rest. The scikit-learn that found
 the hyperparameters is not needed to evaluate them.
 """
@@ -54,6 +54,8 @@ class GaussianProcess:
         amplitude: Prior variance.
         length_scale: [d].
         white: Variance common to all targets, also of the one predicted.
+        doubt: Factor on the standard deviation, calibrated on left-out points: a process fitted
+            to ten points is too sure of itself.
     """
 
     x: Array
@@ -63,6 +65,7 @@ class GaussianProcess:
     amplitude: float
     length_scale: Array
     white: float
+    doubt: float = 1.0
 
     def predict(self, x: Array) -> tuple[Array, Array]:
         """Return mean and standard deviation [m] of a new noisy target at `x` [m, d]."""
@@ -70,7 +73,8 @@ class GaussianProcess:
         cross = self._kernel(x, self.x)
         explained = np.linalg.solve(factor, cross.T)
         variance = self.amplitude + self.white - (explained**2).sum(axis=0)
-        return self.mean + cross @ weights, np.sqrt(np.maximum(variance, 0.0))
+        std = self.doubt * np.sqrt(np.maximum(variance, 0.0))
+        return self.mean + cross @ weights, std
 
     @cached_property
     def _solved(self) -> tuple[Array, Array]:
@@ -96,6 +100,7 @@ class GaussianProcess:
             "amplitude": self.amplitude,
             "length_scale": self.length_scale.tolist(),
             "white": self.white,
+            "doubt": self.doubt,
         }
 
     @classmethod
@@ -109,22 +114,17 @@ class GaussianProcess:
             amplitude=values["amplitude"],
             length_scale=np.array(values["length_scale"]),
             white=values["white"],
+            doubt=values["doubt"],
         )
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Roofline and residual processes: one a well-measured curve, one for all others.
-
-    `own_doubt` and `pooled_doubt` multiply the standard deviations of the processes; they are
-    calibrated on left-out points, because a process fitted to ten points is too sure of itself.
-    """
+    """Roofline and residual processes: one a curve measured more than once, one for the rest."""
 
     roofline: Roofline
     pooled: GaussianProcess
     own: dict[str, GaussianProcess] = field(default_factory=dict)
-    own_doubt: float = 1.0
-    pooled_doubt: float = 1.0
 
     def predict(self, subject: Subject, tokens: Array) -> tuple[Array, Array]:
         """Return median latency in µs and the std of its logarithm, both at `tokens` [n]."""
@@ -132,10 +132,8 @@ class LatencyModel:
         own = self.own.get(subject.key)
         if own is not None:
             residual, std = own.predict(np.log2(tokens)[:, None])
-            std = std * self.own_doubt
         else:
             residual, std = self.pooled.predict(subject.features(tokens))
-            std = std * self.pooled_doubt
         return self.roofline.latency_us(subject, flops, size) * np.exp(residual), std
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,8 +148,6 @@ class LatencyModel:
             "features": list(FEATURES),
             "pooled": self.pooled.to_dict(),
             "own": {key: process.to_dict() for key, process in self.own.items()},
-            "own_doubt": self.own_doubt,
-            "pooled_doubt": self.pooled_doubt,
         }
 
     @classmethod
@@ -161,6 +157,4 @@ class LatencyModel:
             roofline=Roofline(**values["roofline"]),
             pooled=GaussianProcess.from_dict(values["pooled"]),
             own={key: GaussianProcess.from_dict(one) for key, one in values["own"].items()},
-            own_doubt=values["own_doubt"],
-            pooled_doubt=values["pooled_doubt"],
         )

@@ -15,22 +15,32 @@ from costprof.costmodel.predict import GaussianProcess, LatencyModel, Roofline
 from costprof.costmodel.roofline import fit_roofline
 
 MIN_OWN_POINTS = 5
-"""Token counts from which a curve gets a process of its own."""
+"""Token counts from which a curve's process finds its own hyperparameters."""
+
+MIN_POINTS = 2
+"""Token counts from which a curve has a process, its hyperparameters borrowed if need be."""
 
 _MAX_POOLED_POINTS = 400
 _AMPLITUDE = (1e-3, 4.0)
 _LENGTH = (0.5, 30.0)
 _WHITE = (1e-6, 1e-2)
+# Amplitude, length and white noise where no curve can lend any: residuals of about 20 % that
+# change over a factor of 16 in tokens, seen through 1 % of noise.
+_USUAL = (0.05, 4.0, 1e-4)
 
 
 def fit_latency(curves: list[MeasuredCurve]) -> LatencyModel:
-    """Fit ceilings, a process for every well-measured curve and one for all others."""
+    """Fit ceilings, a process for every curve measured more than once and one for the rest."""
     roofline = fit_roofline(curves)
     own = {
         curve.key: fit_own(curve, roofline)
         for curve in curves
         if len(curve.tokens) >= MIN_OWN_POINTS
     }
+    lenders = list(own.values())
+    for curve in curves:
+        if MIN_POINTS <= len(curve.tokens) < MIN_OWN_POINTS:
+            own[curve.key] = borrow(curve, roofline, lenders)
     return LatencyModel(roofline=roofline, pooled=fit_pooled(curves, roofline), own=own)
 
 
@@ -44,13 +54,38 @@ def fit_own(curve: MeasuredCurve, roofline: Roofline) -> GaussianProcess:
     return _fit(np.log2(curve.tokens)[:, None], log_residual(curve, roofline), curve.variance)
 
 
+def borrow(
+    curve: MeasuredCurve, roofline: Roofline, lenders: list[GaussianProcess]
+) -> GaussianProcess:
+    """Return the process of a curve of few points, with the lenders' median hyperparameters.
+
+    Few points do not tell how smooth a curve is, but curves of one device resemble each other.
+    """
+    lent = [
+        (p.amplitude, float(p.length_scale[0]), p.white)
+        for p in lenders
+        if len(p.y) >= MIN_OWN_POINTS
+    ]
+    amplitude, length, white = np.median(lent, axis=0).tolist() if lent else _USUAL
+    y = log_residual(curve, roofline)
+    return GaussianProcess(
+        x=np.log2(curve.tokens)[:, None],
+        y=y,
+        noise=curve.variance,
+        mean=_mean(y, curve.variance),
+        amplitude=amplitude,
+        length_scale=np.array([length]),
+        white=white,
+    )
+
+
 def fit_pooled(
     curves: list[MeasuredCurve], roofline: Roofline, like: GaussianProcess | None = None
 ) -> GaussianProcess:
     """Fit the residual of all curves over their features, or with the hyperparameters of `like`.
 
-    Curves without a process of their own enter whole; of the others every nth point where all
-    together would be more than the process can hold.
+    Curves of few points enter whole; of the others every nth point where all together would be
+    more than the process can hold.
     """
     few = [curve for curve in curves if len(curve.tokens) < MIN_OWN_POINTS]
     many = [curve for curve in curves if len(curve.tokens) >= MIN_OWN_POINTS]

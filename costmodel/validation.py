@@ -20,13 +20,22 @@ from costprof.costmodel.energy import known_energy, power_curve
 from costprof.costmodel.features import Array
 from costprof.costmodel.measurements import MeasuredCurve
 from costprof.costmodel.predict import LatencyModel
-from costprof.costmodel.residual import MIN_OWN_POINTS, fit_own, fit_pooled
+from costprof.costmodel.residual import (
+    MIN_OWN_POINTS,
+    MIN_POINTS,
+    borrow,
+    fit_own,
+    fit_pooled,
+)
 from costprof.costmodel.roofline import fit_roofline
 
 Progress = Callable[[int, int], None]
 
 Z90 = 1.6448536269514722
 """Half width of a normal 90 % interval, in standard deviations."""
+
+KINDS = ("interior", "end", "few", "single")
+"""What a left-out point is predicted from; see `Fold`."""
 
 _MAX_FOLDS = 400
 # Bounds of the calibration: a few odd folds must not make intervals meaningless either way.
@@ -37,8 +46,9 @@ _DOUBT = (0.5, 5.0)
 class Fold:
     """One left-out point: what was measured there and what each method said, latencies in µs.
 
-    `std` is the model's standard deviation of log latency. `kind` is "interior" or "end" for
-    curves with a process of their own, "few" for the others.
+    `std` is the model's standard deviation of log latency. `kind` says what was left to predict
+    from: a curve of five points or more around ("interior") or to one side ("end"), two to four
+    points of it ("few"), one ("single").
     """
 
     curve: MeasuredCurve
@@ -59,7 +69,7 @@ def leave_one_out(
         (index, point)
         for index, curve in enumerate(curves)
         for point in range(len(curve.tokens))
-        if len(curve.tokens) > 1
+        if len(curve.tokens) >= MIN_POINTS
     ]
     tasks = tasks[:: -(-len(tasks) // _MAX_FOLDS)] if tasks else []
     folds = []
@@ -76,14 +86,17 @@ def _fold(curves: list[MeasuredCurve], index: int, point: int, fitted: LatencyMo
     others = [*curves[:index], rest, *curves[index + 1 :]]
     roofline = fit_roofline(others, start=fitted.roofline)
     token = curve.tokens[point : point + 1]
-    well_measured = len(rest.tokens) >= MIN_OWN_POINTS
-    if well_measured:
-        model = LatencyModel(roofline, fitted.pooled, {curve.key: fit_own(rest, roofline)})
+    own, pooled, kind = {}, fitted.pooled, "single"
+    if len(rest.tokens) >= MIN_OWN_POINTS:
+        own[curve.key] = fit_own(rest, roofline)
         kind = "end" if point in (0, len(curve.tokens) - 1) else "interior"
-    else:
-        model = LatencyModel(roofline, fit_pooled(others, roofline, like=fitted.pooled))
+    elif len(rest.tokens) >= MIN_POINTS:
+        lenders = [process for key, process in fitted.own.items() if key != curve.key]
+        own[curve.key] = borrow(rest, roofline, lenders)
         kind = "few"
-    latency, std = model.predict(curve, token)
+    else:
+        pooled = fit_pooled(others, roofline, like=fitted.pooled)
+    latency, std = LatencyModel(roofline, pooled, own).predict(curve, token)
     return Fold(
         curve=curve,
         point=point,
@@ -107,10 +120,17 @@ def linear(tokens: Array, values: Array, at: float) -> float:
 
 def calibrated(model: LatencyModel, folds: list[Fold]) -> LatencyModel:
     """Return `model` with the doubt that makes 90 % of the left-out medians fall inside."""
+    well, few = (doubt(_deviations(folds, kind)) for kind in ("interior", "few"))
+    single = max(doubt(_deviations(folds, "single")), few)
     return dataclasses.replace(
         model,
-        own_doubt=doubt(_deviations(folds, "interior")),
-        pooled_doubt=doubt(_deviations(folds, "few")),
+        pooled=dataclasses.replace(model.pooled, doubt=single),
+        own={
+            key: dataclasses.replace(
+                process, doubt=well if len(process.y) >= MIN_OWN_POINTS else few
+            )
+            for key, process in model.own.items()
+        },
     )
 
 
@@ -154,13 +174,13 @@ def latency_figures(folds: list[Fold]) -> dict[str, dict[str, dict[str, float | 
     width of that interval as a percentage of the prediction.
     """
     figures = {}
-    for kind in ("interior", "end", "few"):
+    for kind in KINDS:
         chosen = [fold for fold in folds if fold.kind == kind]
         if not chosen:
             continue
         measured = np.array([fold.measured for fold in chosen])
         model = np.array([fold.model for fold in chosen])
-        reference = _deviations(folds, "few" if kind == "few" else "interior")
+        reference = _deviations(folds, "interior" if kind == "end" else kind)
         std = np.array([fold.std for fold in chosen])
         if kind == "end":
             std = std * doubt(reference)

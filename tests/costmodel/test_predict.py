@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from costprof.core.expert import ExpertClass
 from costprof.costmodel.measurements import measured_curves
-from costprof.costmodel.predict import GaussianProcess, LatencyModel
+from costprof.costmodel.predict import GaussianProcess
 from costprof.costmodel.residual import fit_latency, fit_own, fit_pooled, log_residual, regressor
 from costprof.costmodel.roofline import fit_roofline
 
@@ -67,7 +68,6 @@ def test_a_process_reads_back_as_written(curves: Any) -> None:
 
 def test_the_model_predicts_from_the_manifest_without_scikit_learn(curves: Any) -> None:
     model = fit_latency(curves)
-    assert len(model.own) == 1
     few = min(curves, key=lambda each: len(each.tokens))
     expected = model.predict(few, np.array([2.0, 20.0]))
     code = (
@@ -98,11 +98,30 @@ def test_the_model_predicts_from_the_manifest_without_scikit_learn(curves: Any) 
     np.testing.assert_allclose(json.loads(done.stdout), expected, rtol=1e-9)
 
 
-def test_a_class_of_few_points_learns_from_the_others(curves: Any, world: Any) -> None:
+def test_a_curve_of_few_points_borrows_how_smooth_it_is(curves: Any) -> None:
     model = fit_latency(curves)
-    few = min(curves, key=lambda each: len(each.tokens))
-    assert few.key not in model.own
-    assert isinstance(LatencyModel.from_dict(model.to_dict()), LatencyModel)
+    many, few = sorted(curves, key=lambda each: -len(each.tokens))
+    lent, borrowed = model.own[many.key], model.own[few.key]
+    assert borrowed.amplitude == lent.amplitude
+    assert borrowed.length_scale.tolist() == lent.length_scale.tolist()
+    assert len(borrowed.y) == 3
     latency, std = model.predict(few, few.tokens)
-    np.testing.assert_allclose(latency, few.p50, rtol=0.15)
+    np.testing.assert_allclose(latency, few.p50, rtol=0.1)
     assert (std > 0).all()
+
+
+def test_a_class_measured_once_learns_from_the_others(curves: Any, world: Any) -> None:
+    made = world(wiggle=0.2, noise=0.02)
+    once = measured_curves([made.row(ExpertClass(d_model=128, d_ff=320, dtype="float32"), 8)])
+    model = fit_latency(curves + once)
+    assert once[0].key not in model.own
+    latency, std = model.predict(once[0], np.array([8.0, 16.0]))
+    assert latency[0] == pytest.approx(once[0].p50[0], rel=0.25)
+    assert (std > 0).all()
+
+
+def test_doubt_widens_and_survives_the_manifest(curves: Any) -> None:
+    process = fit_own(curves[0], fit_roofline(curves))
+    wide = replace(process, doubt=3.0)
+    np.testing.assert_allclose(wide.predict(wide.x)[1], 3 * process.predict(process.x)[1])
+    assert GaussianProcess.from_dict(wide.to_dict()).doubt == 3.0
