@@ -32,7 +32,7 @@ def route(
     adapt: Annotated[bool, typer.Option(help="Show test-time adaptation as well.")] = True,
     measure: Annotated[bool, typer.Option(help="Run the layer and time it.")] = True,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads; give those the table was measured with.")
+        int | None, typer.Option(help="CPU threads; by default those of the table.")
     ] = None,
     allow_device_mismatch: Annotated[
         bool, typer.Option("--allow-device-mismatch", help="Use a table of another device.")

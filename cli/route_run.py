@@ -57,11 +57,12 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
         TableError: the table cannot be loaded or lacks a price.
     """
     workload = Workload(skew=settings.skew)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
     table = CostTable.load(
         settings.table, moe=settings.moe, allow_device_mismatch=settings.allow_device_mismatch
     )
+    threads = settings.threads or table.manifest.threads
+    if threads is not None:
+        torch.set_num_threads(threads)
     gate = Gate(top_k=table.moe.top_k)
     device = _device(table)
     expert = table.expert_class(0)

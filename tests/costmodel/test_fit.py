@@ -205,7 +205,8 @@ def test_the_manifest_says_what_became_of_the_rows(world: World, dataset: Datase
     )  # fmt: skip
     assert len(source.content_hash) == 64
     assert manifest.device.name == "known CPU"
-    assert manifest.software == {"torch": "2.13.0"}
+    assert manifest.software == {"torch": "2.13.0", "threads": "1"}
+    assert manifest.threads == 1
     assert "/" not in source.name
 
 
