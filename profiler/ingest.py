@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
-import pyarrow.parquet as pq
 
 from costprof.core.errors import InputError, ToolError
 from costprof.core.files import replacing, writable_folder
-from costprof.profiler.duck import MEMORY_LIMIT_MB, attach_sqlite, connect, load_sqlite_extension
+from costprof.profiler.duck import (
+    MEMORY_LIMIT_MB,
+    attach_sqlite,
+    connect,
+    load_sqlite_extension,
+    quoted_file,
+    quoted_text,
+)
 from costprof.profiler.nsys.attribute import copy_kernels, copy_ranges
 from costprof.profiler.nsys.export import check_export, damaged, export_report, require_content
-from costprof.profiler.nsys.schema import KERNEL
+from costprof.profiler.nsys.schema import COSTPROF_DOMAIN, KERNEL
 from costprof.profiler.nsys.stage import source_rows, stage
 from costprof.profiler.nsys.tool import require_nsys
 from costprof.profiler.parts import (
@@ -147,17 +153,18 @@ def ingest_export(
             kernels_part.unlink(missing_ok=True)
         if not any_ranges:
             ranges_part.unlink(missing_ok=True)
-        reasons = dict(
-            connection.execute(
-                "SELECT attribution, count(*) FROM read_parquet($1) GROUP BY ALL",
-                [str(kernels_part)],
-            ).fetchall()
-            if any_kernels
-            else []
-        )
-        costprof_ranges = connection.execute(
-            "SELECT count(*) FROM ranges WHERE domain = 'costprof'"
-        ).fetchone()
+        reasons: dict[str, int] = {}
+        if any_kernels:
+            reasons = dict(
+                connection.execute(
+                    "SELECT attribution, count(*) "
+                    f"FROM read_parquet({quoted_file(kernels_part)}) GROUP BY ALL"
+                ).fetchall()
+            )
+        own = f"domain = {quoted_text(COSTPROF_DOMAIN)}"
+        ranges, costprof_ranges = connection.execute(
+            f"SELECT count(*), count(*) FILTER ({own}) FROM ranges"
+        ).fetchall()[0]
     return IngestSummary(
         source=source,
         part=part,
@@ -165,8 +172,8 @@ def ingest_export(
         attributed=reasons.get("attributed", 0),
         no_range=reasons.get("no_range", 0),
         no_launch_row=reasons.get("no_launch_row", 0),
-        ranges=pq.read_metadata(ranges_part).num_rows if any_ranges else 0,
-        costprof_ranges=costprof_ranges[0] if costprof_ranges else 0,
+        ranges=ranges,
+        costprof_ranges=costprof_ranges,
         tool_version=info.product_version,
         schema_version=info.schema_version,
     )

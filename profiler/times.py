@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from costprof.core.errors import DatasetError
-from costprof.profiler.duck import connect
+from costprof.profiler.duck import connect, literal_file
 from costprof.profiler.schema import KERNELS, RANGES
 
 
@@ -68,6 +68,6 @@ def scenario_times(out_dir: Path, parts: Sequence[str] | None = None) -> pa.Tabl
 
 def _files(folder: Path, parts: Sequence[str] | None) -> list[str]:
     if parts is None:
-        return [str(path) for path in sorted(folder.glob("*.parquet"))]
+        return [literal_file(path) for path in sorted(folder.glob("*.parquet"))]
     paths = [folder / f"{part}.parquet" for part in dict.fromkeys(parts)]
-    return [str(path) for path in paths if path.is_file()]
+    return [literal_file(path) for path in paths if path.is_file()]

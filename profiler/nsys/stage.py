@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import duckdb
-import pyarrow as pa
+import csv
+import json
+import tempfile
+from pathlib import Path
 
-from costprof.profiler.duck import quoted_name
+import duckdb
+
+from costprof.profiler.duck import quoted_file, quoted_name, quoted_text
 from costprof.profiler.nsys.export import ExportInfo
 from costprof.profiler.nsys.schema import (
     COLUMNS,
@@ -18,27 +22,24 @@ from costprof.profiler.nsys.schema import (
     TEXT_COLUMNS,
     TID_BITS,
 )
-from costprof.profiler.nsys.sweep import Columns, StackSweep
+from costprof.profiler.nsys.sweep import RANGE_COLUMNS, StackSweep
 
 _BATCH = 10_000
-_DRAIN_RANGES = 50_000
 
-_SEGMENTS = pa.schema([("global_tid", pa.int64()), ("at_ns", pa.int64()), ("range_id", pa.int64())])
-_RANGES = pa.schema(
-    [
-        ("range_id", pa.int64()),
-        ("parent_id", pa.int64()),
-        ("depth", pa.int64()),
-        ("kind", pa.string()),
-        ("domain", pa.string()),
-        ("text", pa.string()),
-        ("global_tid", pa.int64()),
-        ("start_ns", pa.int64()),
-        ("end_ns", pa.int64()),
-        ("self_ns", pa.int64()),
-        ("path", pa.list_(pa.string())),
-    ]
-)
+_RANGE_TYPES = {
+    "range_id": "BIGINT",
+    "parent_id": "BIGINT",
+    "depth": "BIGINT",
+    "kind": "VARCHAR",
+    "domain": "VARCHAR",
+    "text": "VARCHAR",
+    "global_tid": "BIGINT",
+    "start_ns": "BIGINT",
+    "end_ns": "BIGINT",
+    "self_ns": "BIGINT",
+    "path": "VARCHAR[]",
+}
+_SEGMENT_TYPES = {"global_tid": "BIGINT", "at_ns": "BIGINT", "range_id": "BIGINT"}
 
 
 def source_rows(info: ExportInfo, schema: str, table: str) -> str:
@@ -77,13 +78,12 @@ def stage(connection: duckdb.DuckDBPyConnection, info: ExportInfo, schema: str) 
     connection.execute(
         f"""
         CREATE TABLE calls AS
-        SELECT globalTid & ~CAST($tid AS BIGINT) AS global_pid, correlationId AS correlation_id,
+        SELECT globalTid & ~{TID_BITS} AS global_pid, correlationId AS correlation_id,
             min(start) AS start_ns, max("end") AS end_ns, min(globalTid) AS global_tid
         FROM {source_rows(info, schema, RUNTIME)}
         WHERE correlationId IS NOT NULL AND globalTid IS NOT NULL
         GROUP BY ALL
-        """,
-        {"tid": TID_BITS},
+        """
     )
     # Segments are disjoint and name the gaps too, so the latest one before a call decides.
     connection.execute(
@@ -98,10 +98,6 @@ def stage(connection: duckdb.DuckDBPyConnection, info: ExportInfo, schema: str) 
 
 
 def _stage_ranges(connection: duckdb.DuckDBPyConnection, info: ExportInfo, schema: str) -> None:
-    for name, empty in (("segments", _SEGMENTS), ("ranges", _RANGES)):
-        connection.register("fresh", empty.empty_table())
-        connection.execute(f"CREATE TABLE {name} AS FROM fresh")
-        connection.unregister("fresh")
     events = source_rows(info, schema, NVTX)
     connection.execute(
         f"""
@@ -110,44 +106,64 @@ def _stage_ranges(connection: duckdb.DuckDBPyConnection, info: ExportInfo, schem
             event.eventType AS event_type, coalesce(event.domainId, 0) AS domain_id,
             coalesce(event.text, strings.value) AS text
         FROM {events} AS event LEFT JOIN strings ON strings.id = event.textId
-        WHERE event.eventType IN ($push_pop, $start_end, $create) AND event.globalTid IS NOT NULL
-        """,
-        {"push_pop": PUSH_POP, "start_end": START_END, "create": DOMAIN_CREATE},
+        WHERE event.eventType IN ({PUSH_POP}, {START_END}, {DOMAIN_CREATE})
+            AND event.globalTid IS NOT NULL
+        """
     )
-    # Reading on one cursor while inserting on the other keeps the ranges out of Python's memory.
-    with connection.cursor() as reader, connection.cursor() as writer:
-        reader.execute(
-            """
-            WITH domains AS (
-                SELECT global_tid & ~CAST($tid AS BIGINT) AS global_pid, domain_id AS id,
-                    min(text) AS name
-                FROM events WHERE event_type = $create GROUP BY ALL
-            )
-            SELECT global_tid, start_ns, end_ns, event_type = $push_pop, domain_id,
-                CASE WHEN domain_id = 0 THEN '' ELSE name END, text
-            FROM events LEFT JOIN domains
-            ON id = domain_id AND global_pid = global_tid & ~CAST($tid AS BIGINT)
-            WHERE event_type <> $create AND end_ns >= start_ns
-            ORDER BY global_tid, start_ns, end_ns DESC, event_type, domain_id, text
-            """,
-            {"tid": TID_BITS, "create": DOMAIN_CREATE, "push_pop": PUSH_POP},
+    # Rows go through files: Python holds one batch, and DuckDB reads them faster than it takes
+    # Python values.
+    with tempfile.TemporaryDirectory(prefix="costprof-stage-") as folder:
+        segments, ranges = Path(folder) / "segments.csv", Path(folder) / "ranges.json"
+        _write_sweep(connection, segments, ranges)
+        connection.execute(
+            f"CREATE TABLE segments AS FROM read_csv({quoted_file(segments)}, delim = ',', "
+            f"header = false, auto_detect = false, columns = {_columns(_SEGMENT_TYPES)})"
         )
-        sweep = StackSweep()
-        while batch := reader.fetchmany(_BATCH):
-            sweep.add(batch)
-            if len(sweep.columns.ranges["range_id"]) >= _DRAIN_RANGES:
-                _drain(writer, sweep)
-        sweep.finish()
-        _drain(writer, sweep)
+        connection.execute(
+            f"CREATE TABLE ranges AS FROM read_json({quoted_file(ranges)}, "
+            f"format = 'newline_delimited', columns = {_columns(_RANGE_TYPES)})"
+        )
     connection.execute("DROP TABLE events")
 
 
-def _drain(writer: duckdb.DuckDBPyConnection, sweep: StackSweep) -> None:
-    columns, sweep.columns = sweep.columns, Columns()
-    for name, rows, schema in (
-        ("segments", columns.segments, _SEGMENTS),
-        ("ranges", columns.ranges, _RANGES),
+def _write_sweep(connection: duckdb.DuckDBPyConnection, segments: Path, ranges: Path) -> None:
+    """Sweep the staged events; write segments as CSV and ranges as one JSON object a line."""
+    connection.execute(
+        f"""
+        WITH domains AS (
+            SELECT global_tid & ~{TID_BITS} AS global_pid, domain_id AS id, min(text) AS name
+            FROM events WHERE event_type = {DOMAIN_CREATE} GROUP BY ALL
+        )
+        SELECT global_tid, start_ns, end_ns, event_type = {PUSH_POP}, domain_id,
+            CASE WHEN domain_id = 0 THEN '' ELSE name END, text
+        FROM events LEFT JOIN domains
+        ON id = domain_id AND global_pid = global_tid & ~{TID_BITS}
+        WHERE event_type <> {DOMAIN_CREATE} AND end_ns >= start_ns
+        ORDER BY global_tid, start_ns, end_ns DESC, event_type, domain_id, text
+        """
+    )
+    sweep = StackSweep()
+    with (
+        segments.open("w", encoding="utf-8", newline="") as segment_file,
+        ranges.open("w", encoding="utf-8") as range_file,
     ):
-        writer.register("fresh", pa.table(rows, schema=schema))
-        writer.execute(f"INSERT INTO {name} FROM fresh")
-        writer.unregister("fresh")
+        segment_rows = csv.writer(segment_file, lineterminator="\n")
+        while True:
+            batch = connection.fetchmany(_BATCH)
+            if batch:
+                sweep.add(batch)
+            else:
+                sweep.finish()
+            segment_rows.writerows(sweep.segments)
+            range_file.writelines(
+                json.dumps(dict(zip(RANGE_COLUMNS, row, strict=True))) + "\n"
+                for row in sweep.ranges
+            )
+            sweep.segments, sweep.ranges = [], []
+            if not batch:
+                return
+
+
+def _columns(types: dict[str, str]) -> str:
+    fields = (f"{quoted_name(name)}: {quoted_text(kind)}" for name, kind in types.items())
+    return "{" + ", ".join(fields) + "}"

@@ -14,7 +14,7 @@ does not end before the child does.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from costprof.profiler.nsys.schema import COSTPROF_DOMAIN
 
@@ -23,6 +23,9 @@ Event = tuple[int, int, int, bool, int, str | None, str | None]
 
 NO_RANGE = -1
 
+
+Segment = tuple[int, int, int]
+"""Thread, at_ns, range id or NO_RANGE."""
 
 RANGE_COLUMNS = (
     "range_id",
@@ -38,17 +41,8 @@ RANGE_COLUMNS = (
     "path",
 )
 
-
-@dataclass(slots=True)
-class Columns:
-    """Finished rows, column by column. `segments` and `ranges` have the names as keys."""
-
-    segments: dict[str, list[object]] = field(
-        default_factory=lambda: {name: [] for name in ("global_tid", "at_ns", "range_id")}
-    )
-    ranges: dict[str, list[object]] = field(
-        default_factory=lambda: {name: [] for name in RANGE_COLUMNS}
-    )
+RangeRow = tuple[int | str | tuple[str | None, ...] | None, ...]
+"""One value per name of `RANGE_COLUMNS`."""
 
 
 @dataclass(slots=True)
@@ -63,14 +57,14 @@ class _Open:
 
 
 class StackSweep:
-    """Takes events sorted by (thread, start, -end) and collects rows in `columns`.
+    """Takes events sorted by (thread, start, -end) and collects rows in `segments` and `ranges`.
 
-    Memory is bounded by the ranges open at one time if the caller takes `columns` away now and
-    then and puts a fresh one in its place.
+    Memory is bounded by the ranges open at one time if the caller empties the two now and then.
     """
 
     def __init__(self) -> None:
-        self.columns = Columns()
+        self.segments: list[Segment] = []
+        self.ranges: list[RangeRow] = []
         self._thread: int | None = None
         self._alive: list[_Open] = []
         self._next_end = 0
@@ -148,29 +142,30 @@ class StackSweep:
         self._segment = (at, NO_RANGE if owner is None else owner.range_id)
 
     def _flush_segment(self) -> None:
-        if self._segment is not None and self._segment[1] != self._owner:
+        if (
+            self._thread is not None
+            and self._segment is not None
+            and self._segment[1] != self._owner
+        ):
             at, self._owner = self._segment
-            columns = self.columns.segments
-            columns["global_tid"].append(self._thread)
-            columns["at_ns"].append(at)
-            columns["range_id"].append(self._owner)
+            self.segments.append((self._thread, at, self._owner))
         self._segment = None
 
     def _emit_range(self, item: _Open) -> None:
         thread, start, end, nests, _, domain, text = item.event
-        row = (
-            item.range_id,
-            None if item.parent is None else item.parent.range_id,
-            item.depth,
-            "push_pop" if nests else "start_end",
-            domain,
-            text,
-            thread,
-            start,
-            end,
-            # Siblings that overlap, in a clipped capture, can add up to more than their parent.
-            max(0, end - start - item.child_ns),
-            list(item.path),
+        self.ranges.append(
+            (
+                item.range_id,
+                None if item.parent is None else item.parent.range_id,
+                item.depth,
+                "push_pop" if nests else "start_end",
+                domain,
+                text,
+                thread,
+                start,
+                end,
+                # Siblings that overlap, in a clipped capture, can add up to more than the parent.
+                max(0, end - start - item.child_ns),
+                item.path,
+            )
         )
-        for column, value in zip(self.columns.ranges.values(), row, strict=True):
-            column.append(value)

@@ -11,6 +11,7 @@ from nsys_exports import Export, thread
 from costprof.core.errors import ExportError, InputError
 from costprof.profiler.ingest import ingest_file
 from costprof.profiler.nsys.export import check_export, costprof_range_texts
+from costprof.profiler.times import scenario_times
 
 KERNEL = {"start": 1, "end": 2, "globalPid": thread(1, 0), "correlationId": 1}
 RANGE = {"start": 1, "end": 2, "eventType": 59, "globalTid": thread(1, 1), "text": "x"}
@@ -152,10 +153,16 @@ def test_versions_are_read_from_either_metadata_table(tmp_path: Path) -> None:
     "name", ["it's.sqlite", 'a "b" %41#?.sqlite', "名前 ; --.sqlite", ".h.sqlite"]
 )
 def test_any_file_name_is_taken(tmp_path: Path, name: str) -> None:
-    path = Export(kernels=[KERNEL]).write(tmp_path / name)
-    summary = ingest_file(path, tmp_path / "out's %d")
+    events = [
+        {**RANGE, "eventType": 75, "end": None, "text": "costprof", "domainId": 1},
+        {**RANGE, "text": "ab:0", "domainId": 1},
+    ]
+    path = Export(kernels=[KERNEL], events=events).write(tmp_path / name)
+    out = tmp_path / "out's %d [1]*?"
+    summary = ingest_file(path, out)
     assert (summary.kernels, summary.source) == (1, name)
-    assert len(list((tmp_path / "out's %d/kernels").glob("[!.]*.parquet"))) == 1
+    assert len(list((out / "kernels").glob("[!.]*.parquet"))) == 1
+    assert scenario_times(out)["source"].to_pylist() == [name]
 
 
 def test_a_missing_file_and_an_unknown_suffix_are_named(tmp_path: Path) -> None:

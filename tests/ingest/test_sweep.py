@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costprof.profiler.nsys.sweep import NO_RANGE, Columns, Event, StackSweep
+from costprof.profiler.nsys.sweep import NO_RANGE, RANGE_COLUMNS, Event, Segment, StackSweep
 
 _DOMAINS = {0: "", 1: "costprof", 2: None}
 
@@ -32,23 +33,20 @@ def _events(draw: st.DrawFn) -> list[Event]:
     return sorted(events, key=lambda e: (e[0], e[1], -e[2], not e[3], e[4], e[6]))
 
 
-def _sweep(events: list[Event], batch: int) -> tuple[list[dict], list[dict]]:  # type: ignore[type-arg]
+def _sweep(events: list[Event], batch: int) -> tuple[list[Segment], list[dict[str, Any]]]:
     sweep = StackSweep()
-    done = []
-    for at in range(0, len(events), batch):
-        sweep.add(events[at : at + batch])
-        done.append(sweep.columns)
-        sweep.columns = Columns()
-    sweep.finish()
-    done.append(sweep.columns)
-    tables = []
-    for name in ("segments", "ranges"):
-        rows = []
-        for columns in done:
-            part = getattr(columns, name)
-            rows += [dict(zip(part, row, strict=True)) for row in zip(*part.values(), strict=True)]
-        tables.append(rows)
-    return tables[0], tables[1]
+    segments: list[Segment] = []
+    ranges: list[dict[str, Any]] = []
+    for at in range(0, len(events) + batch, batch):
+        part = events[at : at + batch]
+        if part:
+            sweep.add(part)
+        else:
+            sweep.finish()
+        segments += sweep.segments
+        ranges += [dict(zip(RANGE_COLUMNS, row, strict=True)) for row in sweep.ranges]
+        sweep.segments, sweep.ranges = [], []
+    return segments, ranges
 
 
 @settings(max_examples=300, deadline=None)
@@ -56,14 +54,14 @@ def _sweep(events: list[Event], batch: int) -> tuple[list[dict], list[dict]]:  #
 def test_segments_name_the_owner_at_every_moment(events: list[Event], batch: int) -> None:
     segments, _ = _sweep(events, batch)
     for thread in (1, 2):
-        own = [segment for segment in segments if segment["global_tid"] == thread]
-        moments = [segment["at_ns"] for segment in own]
+        own = [(at, owner) for tid, at, owner in segments if tid == thread]
+        moments = [at for at, _ in own]
         # Disjoint, in order, and each a change: what the as-of join relies on.
         assert moments == sorted(set(moments))
-        owners = [NO_RANGE, *(segment["range_id"] for segment in own)]
+        owners = [NO_RANGE, *(owner for _, owner in own)]
         assert all(a != b for a, b in itertools.pairwise(owners))
         for moment in range(-1, 18):
-            found = next((s["range_id"] for s in reversed(own) if s["at_ns"] <= moment), NO_RANGE)
+            found = next((owner for at, owner in reversed(own) if at <= moment), NO_RANGE)
             open_now = [
                 (event[5] == "costprof", index)
                 for index, event in enumerate(events)
@@ -94,10 +92,10 @@ def test_every_range_comes_out_once_with_its_parent(events: list[Event], batch: 
         assert 0 <= row["self_ns"] <= child[2] - child[1]
 
 
-def test_memory_is_given_back_while_ranges_end() -> None:
+def test_rows_come_out_while_ranges_end() -> None:
     sweep = StackSweep()
     sweep.add([(1, i * 10, i * 10 + 5, True, 0, "", "x") for i in range(100)])
-    assert len(sweep.columns.ranges["range_id"]) == 99
-    sweep.columns = Columns()
+    assert len(sweep.ranges) == 99
+    sweep.ranges = []
     sweep.finish()
-    assert sweep.columns.ranges["range_id"] == [99]
+    assert [row[0] for row in sweep.ranges] == [99]
