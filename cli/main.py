@@ -8,6 +8,7 @@ import sys
 import typer
 
 from costprof.cli.console import error_line
+from costprof.cli.doctor import doctor
 from costprof.cli.fit import fit
 from costprof.cli.ingest import ingest
 from costprof.cli.inspect import inspect
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.command()(doctor)
 app.command()(sweep)
 app.command()(ingest)
 app.command()(inspect)
