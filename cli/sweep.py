@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -48,11 +48,10 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Measure what the experts of an MoE cost on this machine."""
-    from costprof.core.device import detect_device
     from costprof.profiler.plan import make_plan
 
     chosen = _spec(spec, preset, model_config, from_model, ep, tp)
-    fingerprint, device_name = _device(device or chosen.device, detect_device)
+    device_name = _device(device or chosen.device, planning=dry_run)
     plan = make_plan(chosen, device_name, isolate=isolate)
     if dry_run:
         _print_plan(plan, as_json)
@@ -65,12 +64,11 @@ def sweep(
         raise InputError(
             f"--counters {counters!r} is unknown", "nothing was measured", "use --counters ncu"
         )
-    _measure(plan, fingerprint, out, backend, counters, resume=resume, as_json=as_json)
+    _measure(plan, out, backend, counters, resume=resume, as_json=as_json)
 
 
 def _measure(
     plan: Plan,
-    fingerprint: DeviceFingerprint,
     out: Path,
     backend_name: str,
     counters: str | None,
@@ -80,12 +78,13 @@ def _measure(
 ) -> None:
     from costprof.cli.energy import energy_model
     from costprof.cli.progress import SweepProgress
-    from costprof.core.device import software_versions
+    from costprof.core.device import detect_device, software_versions
     from costprof.core.files import writable_folder
     from costprof.profiler.backends.choose import choose_backend
     from costprof.profiler.journal import Journal, check_folder, sweep_lock
     from costprof.profiler.sweep import Sweep
 
+    fingerprint = detect_device("gpu" if plan.device == "cuda" else "cpu")
     backend = choose_backend(backend_name, plan.device, plan.timing.max_repetitions)
     writable_folder(out)
     with sweep_lock(out):
@@ -149,21 +148,23 @@ def _spec(
     return spec
 
 
-def _device(name: str, detect: Any) -> tuple[DeviceFingerprint, DeviceName]:
+def _device(name: str, *, planning: bool) -> DeviceName:
+    """Which device to measure; a plan for a GPU can be made anywhere."""
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"device {name!r} is unknown", "nothing was measured", "use cpu or cuda")
-    if name != "cpu":
-        import torch
+    if name == "cpu":
+        return "cpu"
+    import torch
 
-        if torch.cuda.is_available():
-            return detect("gpu"), "cuda"
+    if torch.cuda.is_available() or (name == "cuda" and planning):
+        return "cuda"
     if name == "cuda":
         raise InputError(
             "torch sees no CUDA device",
             "nothing was measured",
             "see costprof doctor, or measure the CPU with --device cpu",
         )
-    return detect("cpu"), "cpu"
+    return "cpu"
 
 
 def _count_events(plan: Plan, out: Path, fingerprint: DeviceFingerprint) -> list[str]:

@@ -84,4 +84,5 @@ class Scenario:
         if self.expert.block == "attention":
             shape = f"{self.expert.d_model}/{self.expert.n_heads}h/{self.expert.context_len}ctx"
         kind = self.expert.dtype if self.expert.quantisation == "none" else self.expert.quantisation
-        return f"{self.op} {shape} {kind} T={self.tokens} {self.cache_state}"
+        counts = f" {self.layer.distribution}" if self.layer else ""
+        return f"{self.op} {shape} {kind} T={self.tokens}{counts} {self.cache_state}"

@@ -23,7 +23,7 @@ def nsys_checks() -> list[Check]:
                 "missing",
                 "not on PATH nor in NVIDIA's folders",
                 "--backend nsys is refused, and .nsys-rep files cannot be ingested",
-                "install NVIDIA Nsight Systems (on Debian 12: .ci/install-nsight in our repository)",
+                "install NVIDIA Nsight Systems (on Debian 12: our script .ci/install-nsight)",
             ),
             Check(ROUND_TRIP, "missing", "no nsys", _NO_RANGES, f"see '{NSYS}'"),
         ]

@@ -67,7 +67,10 @@ def prove_round_trip(tool: NsysTool) -> None:
 
 
 def _lost(tool: NsysTool) -> CostprofError:
-    version = importlib.metadata.version("nvtx")
+    try:
+        version = importlib.metadata.version("nvtx")
+    except importlib.metadata.PackageNotFoundError:
+        version = "(which is not installed)"
     return ToolError(
         f"nsys {tool.version_text} records no range of Python's nvtx {version}",
         "nothing can be timed by NVTX ranges",

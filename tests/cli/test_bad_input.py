@@ -13,6 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from costprof.core.device import DeviceFingerprint
+from costprof.core.expert import ExpertClass, Kernel
+from costprof.costmodel.manifest import Manifest, MoeSpec
+from costprof.costmodel.rows import TableRow, rows_table
+from costprof.costmodel.table import write_table
+
 
 def costprof(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -45,6 +51,23 @@ def text_as_sqlite(folder: Path) -> Path:
 def other_parquet(folder: Path) -> Path:
     path = folder / "table.parquet"
     pq.write_table(pa.table({"a": [1, 2]}), path)
+    return path
+
+
+def table_of_another_gpu(folder: Path) -> Path:
+    row = TableRow(
+        expert=ExpertClass(d_model=64, d_ff=64),
+        kernel=Kernel(name="m:f"),
+        tokens=1,
+        latency_us=(1.0, 1.0, 1.0),
+        energy_mj=(1.0, 1.0, 1.0),
+    )
+    manifest = Manifest(
+        device=DeviceFingerprint(kind="gpu", name="NVIDIA Imaginary 100"),
+        moes=(MoeSpec(name="m", top_k=1, class_of_expert=(row.class_id,)),),
+    )
+    path = folder / "table.parquet"
+    write_table(path, rows_table([row]), manifest)
     return path
 
 
@@ -86,9 +109,20 @@ CASES: dict[str, tuple[Callable[[Path], Path] | None, list[str], str]] = {
     "truncated SQLite": (truncated_sqlite, ["ingest", "{input}", "--out", "{out}"], "export"),
     "text named .sqlite": (text_as_sqlite, ["ingest", "{input}", "--out", "{out}"], "export"),
     "a dataset that is not there": (None, ["inspect", "{out}"], "holds no dataset"),
-    "fitting nothing": (None, ["fit", "{out}", "--out", "{out}.parquet"], "no measurements"),
+    "fitting nothing": (None, ["fit", "{out}", "--out", "{out}.parquet"], "there is no folder"),
     "a Parquet file that is no table": (other_parquet, ["table", "check", "{input}"], "table"),
     "a text file as a table": (text_as_sqlite, ["table", "show", "{input}"], "export.sqlite"),
+    "routing by the table of another GPU": (
+        table_of_another_gpu,
+        ["route", "{input}"],
+        "measured on NVIDIA Imaginary 100",
+    ),
+    "checking the table of another GPU": (
+        table_of_another_gpu,
+        ["table", "check", "{input}"],
+        "measured on NVIDIA Imaginary 100",
+    ),
+    "negative tokens to route": (other_parquet, ["route", "{input}", "--tokens", "-2"], "tokens"),
     "routing with another Parquet file": (other_parquet, ["route", "{input}"], "table"),
 }
 
