@@ -69,32 +69,30 @@ def stage(connection: duckdb.DuckDBPyConnection, info: ExportInfo, schema: str) 
       merged, else every kernel would double. `range_id` is -1 where no range was open;
     - `ranges`, `segments`: see `sweep`.
     """
+    # The tables are read once or twice and thrown away; finding a compression costs more.
+    connection.execute("PRAGMA force_compression = 'uncompressed'")
     connection.execute(
         # A repeated id must not multiply the rows joined to it.
         f"CREATE TABLE strings AS SELECT id, min(value) AS value "
         f"FROM {source_rows(info, schema, STRINGS)} WHERE id IS NOT NULL GROUP BY id"
     )
     _stage_ranges(connection, info, schema)
-    connection.execute(
-        f"""
-        CREATE TABLE calls AS
-        SELECT globalTid & ~{TID_BITS} AS global_pid, correlationId AS correlation_id,
-            min(start) AS start_ns, max("end") AS end_ns, min(globalTid) AS global_tid
-        FROM {source_rows(info, schema, RUNTIME)}
-        WHERE correlationId IS NOT NULL AND globalTid IS NOT NULL
-        GROUP BY ALL
-        """
-    )
     # Segments are disjoint and name the gaps too, so the latest one before a call decides.
     connection.execute(
-        """
+        f"""
         CREATE TABLE launches AS
+        WITH calls AS (
+            SELECT globalTid & ~{TID_BITS} AS global_pid, correlationId AS correlation_id,
+                min(start) AS start_ns, max("end") AS end_ns, min(globalTid) AS global_tid
+            FROM {source_rows(info, schema, RUNTIME)}
+            WHERE correlationId IS NOT NULL AND globalTid IS NOT NULL
+            GROUP BY ALL
+        )
         SELECT calls.*, coalesce(segments.range_id, -1) AS range_id
         FROM calls ASOF LEFT JOIN segments
         ON calls.global_tid = segments.global_tid AND calls.start_ns >= segments.at_ns
         """
     )
-    connection.execute("DROP TABLE calls")
 
 
 def _stage_ranges(connection: duckdb.DuckDBPyConnection, info: ExportInfo, schema: str) -> None:
