@@ -7,7 +7,7 @@ from costprof.costmodel.physics import modelled_energy, spec_for
 from costprof.profiler.rows import Energy, EnergyModel
 
 
-def energy_model(device: DeviceFingerprint, *, threads: int | None) -> EnergyModel:
+def energy_model(device: DeviceFingerprint, *, threads: int | None = None) -> EnergyModel:
     """Return the power model of `device`; on a CPU, of the `threads` cores that work."""
     spec = spec_for(device, units=threads)
 
