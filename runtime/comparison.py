@@ -162,12 +162,15 @@ def measure(
 
 
 def evictor(cache_bytes: int, device: torch.device) -> Callable[[], None]:
-    """Return a function that rewrites a buffer twice the size of the cache (at least 64 MiB)."""
+    """Return a function that reads a buffer twice the size of the cache (at least 64 MiB).
+
+    Reads only: lines left dirty would be written back during, and charged to, the next call.
+    """
     size = max(2 * cache_bytes, 64 * 2**20)
-    buffer = torch.zeros(size // 4, dtype=torch.int32, device=device)
+    buffer = torch.ones(size // 4, dtype=torch.int32, device=device)
 
     def evict() -> None:
-        buffer.add_(1)
+        buffer.sum()
 
     return evict
 
