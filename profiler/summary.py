@@ -10,6 +10,7 @@ import duckdb
 
 from costprof.core.errors import DatasetError
 from costprof.profiler.dataset import read_measurements
+from costprof.profiler.duck import literal_file, quoted_text
 
 FOLDERS = ("measurements", "kernels", "ranges", "counters")
 
@@ -83,23 +84,27 @@ def suggested_queries(folder: Path, rows: dict[str, int]) -> list[str]:
     if rows["measurements"]:
         queries.append(
             "SELECT op, quantisation, tokens, latency_us_p50, robust_cv, status\n"
-            f"FROM '{folder}/measurements/*.parquet' ORDER BY op, quantisation, tokens"
+            f"FROM {_parts(folder, 'measurements')} ORDER BY op, quantisation, tokens"
         )
     if rows["ranges"]:
         queries.append(
             "SELECT scenario_id, count(*) AS calls, median(duration_ns) / 1e3 AS us\n"
-            f"FROM '{folder}/ranges/*.parquet' WHERE domain = 'costprof' GROUP BY scenario_id"
+            f"FROM {_parts(folder, 'ranges')} WHERE domain = 'costprof' GROUP BY scenario_id"
         )
     if rows["kernels"]:
         queries.append(
             "SELECT name, attribution, count(*) AS launches, sum(duration_ns) / 1e6 AS ms\n"
-            f"FROM '{folder}/kernels/*.parquet' GROUP BY ALL ORDER BY ms DESC"
+            f"FROM {_parts(folder, 'kernels')} GROUP BY ALL ORDER BY ms DESC"
         )
     return queries
 
 
+def _parts(folder: Path, name: str) -> str:
+    return quoted_text(f"{literal_file(folder)}/{name}/*.parquet")
+
+
 def _count(folder: Path) -> int:
-    parts = sorted(str(path) for path in folder.glob("*.parquet"))
+    parts = [literal_file(path) for path in sorted(folder.glob("*.parquet"))]
     if not parts:
         return 0
     try:

@@ -11,6 +11,7 @@ import duckdb
 
 from costprof.profiler.duck import quoted_file, quoted_name, quoted_text
 from costprof.profiler.nsys.export import ExportInfo
+from costprof.profiler.nsys.innermost import RANGE_COLUMNS, StackSweep
 from costprof.profiler.nsys.schema import (
     COLUMNS,
     DOMAIN_CREATE,
@@ -22,7 +23,6 @@ from costprof.profiler.nsys.schema import (
     TEXT_COLUMNS,
     TID_BITS,
 )
-from costprof.profiler.nsys.sweep import RANGE_COLUMNS, StackSweep
 
 _BATCH = 10_000
 
@@ -67,7 +67,7 @@ def stage(connection: duckdb.DuckDBPyConnection, info: ExportInfo, schema: str) 
     - `launches(global_pid, correlation_id, start_ns, end_ns, global_tid, range_id)`: one row per
       CUDA API call. Some versions record a call twice, once for its versioned name: the two are
       merged, else every kernel would double. `range_id` is -1 where no range was open;
-    - `ranges`, `segments`: see `sweep`.
+    - `ranges`, `segments`: see `innermost`.
     """
     # The tables are read once or twice and thrown away; finding a compression costs more.
     connection.execute("PRAGMA force_compression = 'uncompressed'")

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costprof.profiler.nsys.sweep import NO_RANGE, RANGE_COLUMNS, Event, Segment, StackSweep
+from costprof.profiler.nsys.innermost import NO_RANGE, RANGE_COLUMNS, Event, Segment, StackSweep
 
 _DOMAINS = {0: "", 1: "costprof", 2: None}
 
