@@ -8,6 +8,8 @@ NSIGHT ?= yes
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.demo-installed
+	@# A finished demo is measured anew, an interrupted one goes on.
+	@test ! -f $(DEMO)/table.parquet || rm -r $(DEMO)
 	@if [ "$(NSIGHT)" = yes ] && ! command -v nsys >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		.ci/install-nsight || echo "nsys could not be installed; timing with the clock instead"; \
 	fi

@@ -10,6 +10,8 @@ goes on running, as it would after an out-of-memory kill, and the next start has
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
 import json
 import random
 import signal
@@ -55,6 +57,15 @@ def scenario_list(dataset: Path) -> list[str]:
     return sorted(name for table in tables for name in table["scenario_id"].to_pylist())
 
 
+def rows_on_disk(dataset: Path) -> dict[str, datetime.datetime]:
+    """When each scenario on disk was measured."""
+    if not dataset.exists():
+        return {}
+    parts = sorted((dataset / "measurements").glob("*.parquet"))
+    tables = [pq.read_table(part, columns=["scenario_id", "measured_at"]) for part in parts]
+    return {row["scenario_id"]: row["measured_at"] for table in tables for row in table.to_pylist()}
+
+
 def run_to_the_end(folder: Path, backend: str, name: str) -> float:
     began = time.monotonic()
     subprocess.run(command(folder, backend, name), check=True, capture_output=True)
@@ -74,6 +85,7 @@ def main() -> int:
         calm_s = run_to_the_end(folder, options.backend, "calm")
         wanted = scenario_list(folder / "calm")
         killed, kept, sweep = 0, [], 0
+        before: dict[str, datetime.datetime] = {}
         while killed < options.kills:
             name = f"disturbed{sweep}"
             process = subprocess.Popen(
@@ -88,15 +100,21 @@ def main() -> int:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 killed += 1
-                path = folder / name
-                kept.append(len(scenario_list(path)) if path.exists() else 0)
+                now = rows_on_disk(folder / name)
+                require_kept(before, now)
+                kept.append(len(now))
+                before = now
                 continue
             if process.returncode != 0:
                 raise RuntimeError(f"a resumed sweep failed with code {process.returncode}")
+            require_kept(before, rows_on_disk(folder / name))
             check(folder / name, wanted)
+            before = {}
             sweep += 1
         run_to_the_end(folder, options.backend, f"disturbed{sweep}")
+        require_kept(before, rows_on_disk(folder / f"disturbed{sweep}"))
         check(folder / f"disturbed{sweep}", wanted)
+        require_no_survivors(folder)
         print(
             json.dumps(
                 {
@@ -110,6 +128,24 @@ def main() -> int:
             )
         )
     return 0
+
+
+def require_kept(before: dict[str, datetime.datetime], now: dict[str, datetime.datetime]) -> None:
+    """What was on disk at a kill stays as it was: one run at most is measured again."""
+    again = [name for name, at in before.items() if now.get(name) != at]
+    if len(again) > 1:
+        raise RuntimeError(f"{len(again)} finished scenarios were lost or measured again")
+
+
+def require_no_survivors(folder: Path) -> None:
+    """No process started by a killed sweep is left once another has finished."""
+    left = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in (entry / "cmdline").read_bytes():
+                left.append(entry.name)
+    if left:
+        raise RuntimeError(f"processes {left} of killed sweeps are still running")
 
 
 def check(dataset: Path, wanted: list[str]) -> None:

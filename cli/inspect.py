@@ -42,7 +42,9 @@ def _print_summary(summary: DatasetSummary) -> None:
         console.print(
             f"{origin['device_name']} by {origin['backend']} ({origin['timer']}, "
             f"{origin['tool_version']}), torch {origin['torch_version']}, "
-            f"{origin['num_threads']} threads; energy {origin['energy_source'] or 'not known'}"
+            f"{origin['num_threads']} threads; energy {origin['energy_source'] or 'not known'}",
+            markup=False,
+            highlight=False,
         )
     if not summary.classes:
         return

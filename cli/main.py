@@ -17,6 +17,8 @@ from costprof.cli.sweep import sweep
 from costprof.cli.table import table
 from costprof.core.errors import CostprofError
 
+FILE_ERROR = 8
+
 app = typer.Typer(
     name="costprof",
     help="Measure what Mixture-of-Experts kernels cost on this machine, and route tokens by it.",
@@ -43,6 +45,13 @@ def main() -> None:
     except CostprofError as error:
         error_line(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        # A full disk, a folder that vanished: not ours to foresee everywhere, but to say plainly.
+        error_line(
+            f"{error.filename or 'a file'}: {error.strerror or error}; the command stopped there "
+            "and left nothing half-written; free space or fix permissions and run it again"
+        )
+        sys.exit(FILE_ERROR)
 
 
 if __name__ == "__main__":

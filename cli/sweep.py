@@ -53,16 +53,16 @@ def sweep(
     chosen = _spec(spec, preset, model_config, from_model, ep, tp)
     device_name = _device(device or chosen.device, planning=dry_run)
     plan = make_plan(chosen, device_name, isolate=isolate)
+    if counters not in (None, "ncu"):
+        raise InputError(
+            f"--counters {counters!r} is unknown", "nothing was measured", "use --counters ncu"
+        )
     if dry_run:
         _print_plan(plan, as_json)
         return
     if out is None:
         raise InputError(
             "--out is missing", "there is nowhere to write to", "name a folder with --out DIR"
-        )
-    if counters not in (None, "ncu"):
-        raise InputError(
-            f"--counters {counters!r} is unknown", "nothing was measured", "use --counters ncu"
         )
     _measure(plan, out, backend, counters, resume=resume, as_json=as_json)
 
@@ -81,15 +81,16 @@ def _measure(
     from costprof.core.device import detect_device, software_versions
     from costprof.core.files import writable_folder
     from costprof.profiler.backends.choose import choose_backend
-    from costprof.profiler.journal import Journal, check_folder, sweep_lock
-    from costprof.profiler.sweep import Sweep
+    from costprof.profiler.journal import check_folder, sweep_lock
+    from costprof.profiler.sweep import Sweep, finished_runs
 
     fingerprint = detect_device("gpu" if plan.device == "cuda" else "cpu")
     backend = choose_backend(backend_name, plan.device, plan.timing.max_repetitions)
     writable_folder(out)
     with sweep_lock(out):
-        check_folder(out, plan.plan_id, resume=resume)
-        done = Journal(out).done_runs()
+        check_folder(
+            out, plan.plan_id, backend=backend.name, device=fingerprint.name, resume=resume
+        )
         work = Sweep(
             plan=plan,
             folder=out,
@@ -99,7 +100,7 @@ def _measure(
             energy_model=energy_model(fingerprint, threads=plan.timing.threads),
         )
         try:
-            with SweepProgress(plan, done) as progress:
+            with SweepProgress(plan, finished_runs(plan, out)) as progress:
                 report = work.run(progress)
             notes = _count_events(plan, out, fingerprint) if counters else []
         except KeyboardInterrupt:
@@ -125,6 +126,12 @@ def _spec(
             f"{len(given)} of SPEC, --preset, --model-config and --from-model were given",
             "it is not clear what to measure",
             "give exactly one, for example --preset cpu-demo",
+        )
+    if (ep, tp) != (1, 1) and preset is None and model_config is None:
+        raise InputError(
+            "--ep and --tp shard a named model or a config.json",
+            "nothing was planned",
+            "leave them out, or write the shard's sizes into the sweep file",
         )
     if path is not None:
         from costprof.profiler.spec import load_spec

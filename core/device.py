@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from costprof.core.errors import ToolError
 from costprof.core.hashing import content_id
 
 DeviceKind = Literal["gpu", "cpu"]
@@ -47,11 +48,25 @@ class DeviceFingerprint:
 
 
 def detect_device(kind: DeviceKind | None = None, index: int = 0) -> DeviceFingerprint:
-    """Fingerprint GPU `index`, or the CPU where there is no GPU or `kind` is "cpu"."""
+    """Fingerprint GPU `index` as torch counts them, or the CPU.
+
+    Args:
+        kind: "gpu", "cpu", or None for the GPU if there is one.
+        index: Which of the visible GPUs.
+
+    Raises:
+        ToolError: `kind` is "gpu" and NVML does not show one.
+    """
     if kind != "cpu":
         found = _nvidia_gpu(index)
         if found is not None:
             return found
+    if kind == "gpu":
+        raise ToolError(
+            "NVML shows no NVIDIA GPU",
+            "the device cannot be named, so nothing measured on it could be trusted",
+            "install the driver's NVML library, or measure the CPU",
+        )
     return _cpu()
 
 
@@ -76,7 +91,7 @@ def _nvidia_gpu(index: int) -> DeviceFingerprint | None:
     except pynvml.NVMLError:
         return None
     try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        handle = _nvml_handle(pynvml, index)
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
         units, cache_bytes = _torch_gpu_sizes(index)
         return DeviceFingerprint(
@@ -93,6 +108,19 @@ def _nvidia_gpu(index: int) -> DeviceFingerprint | None:
         return None
     finally:
         pynvml.nvmlShutdown()
+
+
+def _nvml_handle(pynvml: Any, index: int) -> Any:
+    """NVML's handle of torch's GPU `index`: the two count differently, and torch may see fewer."""
+    try:
+        import torch
+
+        if torch.cuda.is_available():
+            uuid = str(torch.cuda.get_device_properties(index).uuid)
+            return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
+    except (ImportError, AttributeError, pynvml.NVMLError):
+        pass
+    return pynvml.nvmlDeviceGetHandleByIndex(index)
 
 
 def _power_limit_w(pynvml: Any, handle: Any) -> float:
@@ -143,15 +171,21 @@ def _ram_bytes() -> int:
         return 0
 
 
-def _cpu_cache_bytes() -> int:
-    """Size of the largest cache the first core sees."""
-    sizes = [0]
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        try:
-            text = path.read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        match = re.fullmatch(r"(\d+)([KMG]?)", text)
-        if match:
-            sizes.append(int(match[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[match[2]])
-    return max(sizes)
+def _cpu_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Size of all last-level caches that the cores of this process share."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+    caches: dict[tuple[int, str], int] = {}
+    for core in cores:
+        for folder in (root / f"cpu{core}" / "cache").glob("index*"):
+            try:
+                level = int((folder / "level").read_text(encoding="ascii"))
+                sharers = (folder / "shared_cpu_list").read_text(encoding="ascii").strip()
+                size = (folder / "size").read_text(encoding="ascii").strip()
+            except (OSError, ValueError):
+                continue
+            match = re.fullmatch(r"(\d+)([KMG]?)", size)
+            if match:
+                unit = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[match[2]]
+                caches[level, sharers] = int(match[1]) * unit
+    last = max((level for level, _ in caches), default=0)
+    return sum(size for (level, _), size in caches.items() if level == last)

@@ -136,7 +136,11 @@ class LayerClass:
 
 
 def class_id(expert: ExpertClass, op: Op, kernel: Kernel, cache_state: CacheState) -> str:
-    """Return the identity of all scenarios that differ only in tokens and tile config."""
+    """Return the identity of all scenarios that differ only in tokens and tile config.
+
+    Of a layer it names the experts' class and kernel; experts, top-k, shard and token counts
+    are columns of their own.
+    """
     return content_id(
         {
             "expert": expert.to_dict(),

@@ -39,9 +39,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what `replacing` left below `folder` when its process was killed."""
-    for path in folder.rglob(f".*{_PARTIAL}"):
-        path.unlink(missing_ok=True)
+    """Remove what `replacing` left in `folder`, not below it, when its process was killed."""
+    for path in folder.glob(f".*{_PARTIAL}"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

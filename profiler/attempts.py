@@ -69,6 +69,10 @@ class Attempts:
         if name in outcome.errors:
             return None, outcome.errors[name]
         if name in outcome.calls and self._complete(outcome.calls[name]):
+            wall_us = outcome.calls[name].wall_us
+            unseen = int((~(wall_us > 0)).sum())
+            if unseen:
+                return None, f"{unseen} of {wall_us.size} calls show no kernel and no duration"
             summary = summarise(outcome.calls[name])
             return summary, quality_problem(summary, self._timing)
         if outcome.crash is not None:

@@ -6,7 +6,6 @@ a run of their own, of one call, after the timing.
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import tempfile
@@ -43,7 +42,7 @@ METRICS = (
 _DURATION = "gpu__time_duration.sum"
 _LIMIT = 20
 _TIMEOUT_S = 300.0
-_REFUSED = re.compile(r"ERR_NVGPUCTRPERM|permission", re.IGNORECASE)
+_REFUSED = "ERR_NVGPUCTRPERM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ def aggregate(counters: Iterable[Counter]) -> dict[str, float]:
             continue
         weights = [kernel.get(_DURATION, 1.0) for kernel in kernels]
         weighted = sum(w * k[metric] for w, k in zip(weights, kernels, strict=True))
-        result[metric] = weighted / sum(weights)
+        result[metric] = weighted / (sum(weights) or 1.0)
     return result
 
 
@@ -128,7 +127,7 @@ def _count(ncu: str, scenario: Scenario, plan: Plan, device: DeviceFingerprint) 
         )
         said = completed.stdout + completed.stderr
         said += page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
-        if _REFUSED.search(said):
+        if _REFUSED in said:
             raise ToolError(
                 "the driver refuses hardware counters to this user (ERR_NVGPUCTRPERM)",
                 "no more counters were read; the timings are complete",
@@ -139,6 +138,17 @@ def _count(ncu: str, scenario: Scenario, plan: Plan, device: DeviceFingerprint) 
                 f"ncu saw no kernel in {scenario.label()}",
                 "no more counters were read; the timings are complete",
                 "counters need an NVIDIA GPU and a kernel that runs on it",
+            )
+        if not completed.succeeded:
+            how = (
+                "did not end in time"
+                if completed.timed_out
+                else f"ended with {completed.returncode}"
+            )
+            raise ToolError(
+                f"ncu {how} on {scenario.label()} ({completed.last_words or 'no message'})",
+                "no more counters were read; the timings are complete",
+                "run its script in the dataset's folder scripts under ncu by hand",
             )
         return list(read_raw_page(page, name="ncu's raw page"))
 

@@ -7,6 +7,7 @@ without a line is measured again and replaced, so nothing is lost and nothing co
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -41,10 +42,10 @@ class Journal:
             return []
         events = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                events.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
+            with contextlib.suppress(json.JSONDecodeError):
+                event = json.loads(line)
+                if isinstance(event, dict) and "event" in event:
+                    events.append(event)
         return events
 
     def done_runs(self) -> dict[str, dict[str, Any]]:
@@ -57,7 +58,7 @@ class Journal:
         for event in self.events():
             if event["event"] == "attempt":
                 open_marks[event["mark"]] = None
-            elif event["event"] in ("done", "interrupted"):
+            elif event["event"] == "done":
                 open_marks.clear()
         return list(open_marks)
 
@@ -86,11 +87,12 @@ def sweep_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def check_folder(folder: Path, plan_id: str, *, resume: bool) -> None:
-    """Check that `folder` may take the sweep with `plan_id`.
+def check_folder(folder: Path, plan_id: str, *, backend: str, device: str, resume: bool) -> None:
+    """Check that `folder` may take the sweep with `plan_id`, by `backend` on the model `device`.
 
     Raises:
-        InputError: it holds a sweep and `resume` is off, or it holds another sweep.
+        InputError: it holds a sweep and `resume` is off, or one of another plan, backend or
+            device: rows of two kinds must not mix in one dataset.
         DatasetError: its `sweep.json` is damaged.
     """
     path = folder / "sweep.json"
@@ -103,8 +105,10 @@ def check_folder(folder: Path, plan_id: str, *, resume: bool) -> None:
             )
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["plan_id"]
-    except (ValueError, KeyError, OSError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = values["plan_id"]
+        before = {"backend": values["backend"], "device": values["device"]["name"]}
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise DatasetError(
             f"{path} is damaged", "the sweep cannot go on", "start again in an empty folder"
         ) from error
@@ -118,5 +122,13 @@ def check_folder(folder: Path, plan_id: str, *, resume: bool) -> None:
         raise InputError(
             f"{folder} holds a sweep of another plan",
             "it cannot be resumed with this one",
-            "give the arguments it was started with, or name another folder",
+            "give the arguments it was started with; if torch or a kernel has changed since, "
+            "name another folder",
         )
+    for what, now in (("backend", backend), ("device", device)):
+        if before[what] != now:
+            raise InputError(
+                f"{folder} was measured with {what} {before[what]}, this would go on with {now}",
+                "rows of two kinds would mix",
+                "go on where and as it was started, or name another folder",
+            )

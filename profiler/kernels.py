@@ -11,6 +11,7 @@ from pathlib import Path
 
 from costprof.core.errors import InputError
 from costprof.core.expert import ExpertClass, Kernel, Op
+from costprof.profiler.importing import current_folder_importable
 
 _KERNELS = "costprof.runtime.kernels"
 _DEFAULTS: dict[tuple[str, str, str], str] = {
@@ -57,6 +58,8 @@ def default_kernel_name(expert: ExpertClass, op: Op) -> str:
 def resolve_kernel(name: str, config: dict[str, int] | None = None) -> Kernel:
     """Import `module:function` and return it with the hash of its source file.
 
+    Modules are looked for in the current folder too.
+
     Raises:
         InputError: the name is malformed, or nothing callable can be imported under it.
     """
@@ -68,10 +71,11 @@ def resolve_kernel(name: str, config: dict[str, int] | None = None) -> Kernel:
         )
     module_name, function_name = name.split(":")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+        with current_folder_importable():
+            function = getattr(importlib.import_module(module_name), function_name)
+    except Exception as error:  # importing runs a user's module, which can raise anything
         raise InputError(
-            f"kernel {name!r} cannot be imported ({error})",
+            f"kernel {name!r} cannot be imported ({type(error).__name__}: {error})",
             "its scenarios cannot be planned",
             "install its package or correct the name",
         ) from error

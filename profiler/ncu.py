@@ -91,7 +91,7 @@ def _page_counters(rows: Iterator[list[str]], label: str) -> Iterator[Counter]:
     units = next(rows, None) if header is not None else None
     if header is None or units is None:
         raise ExportError(f"{label} is not a raw page of ncu", _CONSEQUENCE, _RAW_PAGE)
-    if units[0]:
+    if not units or units[0]:
         raise ExportError(f"{label} has no row of units", _CONSEQUENCE, _RAW_PAGE)
     if len(units) != len(header):
         raise _cut_off(label, f"{len(units)} units for {len(header)} columns")

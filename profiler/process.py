@@ -117,7 +117,12 @@ def run_tool(
         except subprocess.TimeoutExpired:
             timed_out = True
         finally:
-            _end(process, run_mark)
+            try:
+                _end(process, run_mark)
+            except KeyboardInterrupt:  # a second Ctrl-C: no more patience, but no leftovers
+                process.kill()
+                end_marked_processes(run_mark)
+                raise
         return Completed(
             args=command,
             returncode=process.returncode,

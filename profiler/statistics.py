@@ -53,9 +53,9 @@ def summarise(calls: Calls) -> Summary:
 
 def quality_problem(summary: Summary, timing: TimingSpec) -> str | None:
     """Say which limit of the quality gate the timings break, or None."""
-    if summary.robust_cv > timing.max_robust_cv:
+    if not summary.robust_cv <= timing.max_robust_cv:
         return f"robust CV {summary.robust_cv:.1%} is above {timing.max_robust_cv:.0%}"
-    if summary.pass_disagreement > timing.max_pass_disagreement:
+    if not summary.pass_disagreement <= timing.max_pass_disagreement:
         return (
             f"passes differ by {summary.pass_disagreement:.1%}, "
             f"more than {timing.max_pass_disagreement:.0%}"

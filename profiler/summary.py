@@ -21,6 +21,8 @@ SELECT op,
        d_ff,
        CASE quantisation WHEN 'none' THEN dtype ELSE quantisation END AS weights,
        cache_state AS cache,
+       any_value(class_id) AS class_id,
+       experts,
        count(*) AS scenarios,
        min(tokens) AS tokens_min,
        max(tokens) AS tokens_max,
@@ -30,7 +32,7 @@ SELECT op,
        count(*) FILTER (WHERE status = 'noisy') AS noisy,
        count(*) FILTER (WHERE status = 'failed') AS failed
 FROM measurements
-GROUP BY ALL
+GROUP BY op, block, d_model, d_ff, weights, cache, experts, measurements.class_id
 ORDER BY block DESC, d_model, d_ff, weights, op, cache
 """
 _ORIGIN = """
@@ -86,10 +88,18 @@ def suggested_queries(folder: Path, rows: dict[str, int]) -> list[str]:
             "SELECT op, quantisation, tokens, latency_us_p50, robust_cv, status\n"
             f"FROM {_parts(folder, 'measurements')} ORDER BY op, quantisation, tokens"
         )
-    if rows["ranges"]:
+    if rows["ranges"] and rows["measurements"]:
         queries.append(
+            # Attempts that were thrown away have ranges too.
             "SELECT scenario_id, count(*) AS calls, median(duration_ns) / 1e3 AS us\n"
-            f"FROM {_parts(folder, 'ranges')} WHERE domain = 'costprof' GROUP BY scenario_id"
+            f"FROM {_parts(folder, 'ranges')}\n"
+            f"WHERE source IN (SELECT run_id FROM {_parts(folder, 'measurements')})\n"
+            "GROUP BY scenario_id"
+        )
+    elif rows["ranges"]:
+        queries.append(
+            "SELECT domain, text, count(*) AS calls, median(duration_ns) / 1e3 AS us\n"
+            f"FROM {_parts(folder, 'ranges')} GROUP BY ALL ORDER BY calls DESC"
         )
     if rows["kernels"]:
         queries.append(

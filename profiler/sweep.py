@@ -25,6 +25,9 @@ from costprof.profiler.scripts import write_scripts
 
 _log = logging.getLogger(__name__)
 
+# Folders whose every file is a sweep's own; the one above them may be anybody's.
+_OWN_FOLDERS = ("measurements", "kernels", "ranges", "scripts")
+
 
 class Observer(Protocol):
     """Is told how a sweep goes on, for progress bars."""
@@ -64,15 +67,16 @@ class Sweep:
     def run(self, observer: Observer) -> SweepReport:
         """Measure every run of the plan that is not done yet, and report on all of them."""
         journal = Journal(self.folder)
+        done = finished_runs(self.plan, self.folder)
         _end_leftovers(journal)
-        remove_partial_files(self.folder)
+        for name in _OWN_FOLDERS:
+            remove_partial_files(self.folder / name)
         write_json(self.folder / "sweep.json", self._description())
         began = time.monotonic()
         report = SweepReport()
-        done = journal.done_runs()
         for run in self.plan.runs:
-            if run.run_id in done and self._part(run).is_file():
-                _count(report.statuses, done[run.run_id]["statuses"])
+            if run.run_id in done:
+                _count(report.statuses, done[run.run_id])
                 continue
             statuses = self._measure_run(run, journal, observer, report)
             _count(report.statuses, statuses)
@@ -83,6 +87,9 @@ class Sweep:
         self, run: Run, journal: Journal, observer: Observer, report: SweepReport
     ) -> dict[str, int]:
         attempts = Attempts(run, self.plan.timing)
+        for name in ("kernels", "ranges"):  # of a sweep that was cut off in this run
+            for part in (self.folder / name).glob(f"{run.run_id}.*.parquet"):
+                part.unlink()
         while pending := attempts.pending():
             number = attempts.processes
             source = f"{run.run_id}.{number}"
@@ -133,12 +140,6 @@ class Sweep:
         except CostprofError as error:
             _log.debug("%s: %s", source, error)
             return RunOutcome(unread=str(error))
-        except KeyboardInterrupt:
-            journal.append("interrupted", run_id=run.run_id)
-            raise
-
-    def _part(self, run: Run) -> Path:
-        return self.folder / "measurements" / f"{run.run_id}.parquet"
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -152,6 +153,16 @@ class Sweep:
             "moes": list(self.plan.moes),
             "scenarios": [scenario.scenario_id for scenario in self.plan.scenarios],
         }
+
+
+def finished_runs(plan: Plan, folder: Path) -> dict[str, dict[str, int]]:
+    """Return the statuses of each run of `plan` that is done: in the journal and on disk."""
+    done = Journal(folder).done_runs()
+    return {
+        run.run_id: done[run.run_id]["statuses"]
+        for run in plan.runs
+        if run.run_id in done and (folder / "measurements" / f"{run.run_id}.parquet").is_file()
+    }
 
 
 def _end_leftovers(journal: Journal) -> None:

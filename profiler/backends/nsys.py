@@ -10,6 +10,7 @@ import numpy as np
 
 from costprof.core.errors import CostprofError
 from costprof.profiler.backends.process import note_crash, script_command
+from costprof.profiler.importing import importing_environment
 from costprof.profiler.ingest import ingest_export
 from costprof.profiler.nsys.export import export_report
 from costprof.profiler.nsys.roundtrip import prove_round_trip
@@ -75,7 +76,7 @@ class NsysBackend:
                 completed = run_tool(
                     profile_command(self.tool, report.with_suffix(""), traced, command),
                     timeout_s=timeout_s,
-                    env=environment,
+                    env=importing_environment(environment),
                     logs=notes.with_suffix(""),
                     mark=mark,
                 )

@@ -21,5 +21,8 @@ def note_crash(outcome: RunOutcome, completed: Completed, timeout_s: float) -> N
         outcome.crash = f"not done within {timeout_s:.0f} s"
     elif completed.returncode < 0:
         outcome.crash = f"the process died of {signal.Signals(-completed.returncode).name}"
-    elif outcome.crash is not None and completed.last_words:
-        outcome.crash = f"the process failed: {completed.last_words}"
+    elif outcome.crash is not None:
+        # Standard error alone: a profiler talks of its own affairs on standard output.
+        lines = [line.strip() for line in completed.stderr.splitlines() if line.strip()]
+        if lines:
+            outcome.crash = f"the process failed: {lines[-1][:300]}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from costprof.profiler.backends.process import note_crash, script_command
+from costprof.profiler.importing import importing_environment
 from costprof.profiler.process import run_tool
 from costprof.profiler.results import RunOutcome, calls_from_notes, notes_path, read_results
 from costprof.profiler.scenario import DeviceName
@@ -34,6 +35,7 @@ class SelfTimed:
         completed = run_tool(
             script_command(script, notes),
             timeout_s=timeout_s,
+            env=importing_environment(),
             logs=notes.with_suffix(""),
             mark=mark,
         )

@@ -6,17 +6,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import re
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from costprof.core.errors import InputError
 from costprof.profiler.from_model.propose import NO_SWEEP, propose
 from costprof.profiler.from_model.trace import trace_run
+from costprof.profiler.importing import current_folder_importable
 from costprof.profiler.spec import SweepSpec
 
 __all__ = ["spec_from_model"]
@@ -36,7 +34,7 @@ def spec_from_model(target: str) -> tuple[SweepSpec, list[str]]:
     Raises:
         InputError: the target cannot be imported, called or run, or no expert was recognised.
     """
-    with _current_folder_importable():
+    with current_folder_importable():
         run = _runner(target)
         try:
             trace = trace_run(run)
@@ -86,16 +84,3 @@ def _as_call(made: Any, target: str) -> Callable[[], object]:
         NO_SWEEP,
         "return (model, inputs), or a callable without arguments that runs the model",
     )
-
-
-@contextlib.contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    folder = str(Path.cwd())
-    added = folder not in sys.path
-    if added:
-        sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if added and folder in sys.path:
-            sys.path.remove(folder)

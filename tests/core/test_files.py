@@ -29,6 +29,8 @@ def test_a_file_being_written_matches_no_glob_of_its_kind(tmp_path: Path) -> Non
 def test_what_a_killed_writer_left_can_be_removed(tmp_path: Path) -> None:
     with replacing(tmp_path / "sub" / "part.parquet") as temporary:
         remove_partial_files(tmp_path)
+        assert temporary.exists()
+        remove_partial_files(tmp_path / "sub")
         assert not temporary.exists()
         temporary.write_text("again")
     assert (tmp_path / "sub" / "part.parquet").exists()

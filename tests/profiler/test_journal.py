@@ -33,13 +33,22 @@ def test_a_folder_takes_one_sweep_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_holds_a_sweep_needs_resume_and_the_same_plan(tmp_path: Path) -> None:
-    check_folder(tmp_path, "p1", resume=False)
-    (tmp_path / "sweep.json").write_text(json.dumps({"plan_id": "p1"}))
-    check_folder(tmp_path, "p1", resume=True)
+    def check(plan: str = "p1", backend: str = "nsys", device: str = "A", *, resume: bool) -> None:
+        check_folder(tmp_path, plan, backend=backend, device=device, resume=resume)
+
+    check(resume=False)
+    found = {"plan_id": "p1", "backend": "nsys", "device": {"name": "A"}}
+    (tmp_path / "sweep.json").write_text(json.dumps(found))
+    check(resume=True)
     with pytest.raises(InputError, match="add --resume"):
-        check_folder(tmp_path, "p1", resume=False)
+        check(resume=False)
     with pytest.raises(InputError, match="another plan"):
-        check_folder(tmp_path, "p2", resume=True)
-    (tmp_path / "sweep.json").write_text("{")
-    with pytest.raises(DatasetError, match="is damaged"):
-        check_folder(tmp_path, "p1", resume=True)
+        check("p2", resume=True)
+    with pytest.raises(InputError, match="with backend nsys, this would go on with inprocess"):
+        check(backend="inprocess", resume=True)
+    with pytest.raises(InputError, match="with device A, this would go on with B"):
+        check(device="B", resume=True)
+    for damaged in ("{", "[]", "3"):
+        (tmp_path / "sweep.json").write_text(damaged)
+        with pytest.raises(DatasetError, match="is damaged"):
+            check(resume=True)
