@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +51,13 @@ def route(
             raise InputError(
                 f"--{name} is {value}", "nothing was routed", "give a whole number of at least 1"
             )
+    cores = os.cpu_count() or 1
+    if threads is not None and threads > cores:
+        raise InputError(
+            f"--threads is {threads}", "nothing was routed", f"this machine has {cores} cores"
+        )
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed is {seed}", "nothing was routed", "use 0 … 2^63 - 1")
     from costprof.cli.route_run import Settings, run_comparison
 
     settings = Settings(
@@ -62,6 +70,7 @@ def route(
         policy=_policy(policy, objective=objective, lam=lam, budget=budget, q=q),
         policy_name=policy,
         objective="energy" if objective == "energy" else "latency",
+        weighted=objective == "weighted",
         skew=skew,
         adapt=adapt,
         measure=measure,
@@ -117,7 +126,7 @@ def _lines(settings: Settings, result: dict[str, Any]) -> list[tuple[str, str, s
         lines += [
             ("output difference", "output_difference", "{:.3f}"),
             ("measured layer µs\n(p25-p75)", "measured_layer_us", "{:.0f}"),
-            ("measured routing µs, part of it", "measured_routing_us", "{:.0f}"),
+            ("measured routing µs, warm", "measured_routing_us", "{:.0f}"),
             ("measured layer / top-k's\n(p25-p75)", "measured_ratio", "{:.3f}"),
         ]
     if settings.adapt:

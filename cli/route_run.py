@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Settings:
     policy: Policy
     policy_name: str
     objective: Literal["latency", "energy"]
+    weighted: bool
     skew: float
     adapt: bool
     measure: bool
@@ -62,7 +64,7 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
     )
     threads = settings.threads or table.manifest.threads
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(min(threads, os.cpu_count() or 1))
     gate = Gate(top_k=table.moe.top_k)
     device = _device(table)
     expert = table.expert_class(0)
@@ -198,9 +200,12 @@ def _notes(
     if settings.measure:
         notes.append(
             f"Measured on {present.name} with {torch.get_num_threads()} CPU threads: medians of "
-            "A B B A means, caches evicted before each call; a layer call includes its routing."
+            "A B B A means, caches evicted before each call; a layer call includes its routing. "
+            "It runs costprof.runtime's kernels: a table of other kernels prices those."
         )
     if state is not None:
+        if settings.weighted:
+            notes.append("Adaptation follows latency alone.")
         notes.append(
             f"Adaptation: {state.updates} updates, {state.resets} resets, {state.rows_skipped} "
             "rows skipped. Its time is not in the layer's: add it where it runs on every batch."

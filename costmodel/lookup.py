@@ -40,6 +40,7 @@ class DenseLookup:
 
     def experts(self, counts: Tensor) -> Tensor:
         """Return prices [..., E, 2] of integer `counts` [..., E]; negative ones price as 0."""
+        counts = counts.to(torch.int64)  # narrower types could not hold max_tokens
         within = counts.clamp(0, self.max_tokens)
         prices = torch.embedding(self.values, within + self.offset)
         if self._all_within(counts):

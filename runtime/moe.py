@@ -114,7 +114,8 @@ class MoELayer(nn.Module):
             state: What the machine is doing.
             history: `assignment.history` of the last batch.
             logit_offset: [E], added to the router's logits (see `costprof.runtime.adapt`).
-            batch_invariant: Let no row's experts depend on other rows.
+            batch_invariant: Let no row's experts depend on other rows. (The router's product
+                itself may round differently in a batch of another size.)
 
         Raises:
             InputError: `x` or `rows` do not fit the layer.

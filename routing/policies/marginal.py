@@ -97,6 +97,8 @@ class Marginal:
     ) -> tuple[Selection, Any]:
         """Return the cheapest acceptable selection; `state` and `history` are not read."""
         changeable = rows.real if self.prefill else rows.lone_decode()
+        # A row that is not finite must not steer the others.
+        changeable = changeable & plain.scores.isfinite().all(dim=-1)
         if not bool(changeable.any()):
             return plain, history
         n_experts, real = table.n_experts, rows.real.unsqueeze(-1)

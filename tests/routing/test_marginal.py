@@ -293,3 +293,18 @@ def test_an_objective_the_table_does_not_price_is_refused(
     policy = Marginal(lam=1.0, objective="energy")
     with pytest.raises(TableError, match=r"energy_mj 0\.0; it cannot be routed by energy; use"):
         route(torch.randn(3, E), table=table, gate=Gate(top_k=4), policy=policy)
+
+
+def test_a_row_that_is_not_finite_neither_moves_nor_loses_anything(
+    tables: list[CostTable],
+) -> None:
+    logits = torch.randn(6, E, generator=torch.Generator().manual_seed(3))
+    broken = torch.cat([logits, torch.full((1, E), torch.nan)])
+    for table in tables:
+        plain = route(broken, table=table, gate=GATES[0], policy=TopK())
+        # So little may be given that only a broken sum of gate mass could pay for a drop.
+        timid = route(broken, table=table, gate=GATES[0], policy=Marginal(lam=1e-6, q=0.3))
+        assert torch.equal(timid.indices, plain.indices)
+        bold = route(broken, table=table, gate=GATES[0], policy=Marginal(lam=5.0, q=0.3))
+        assert torch.equal(bold.indices[6], plain.indices[6])
+        assert ((bold.gate_mass_lost >= 0) & (bold.gate_mass_lost <= 0.7 + 1e-6)).all()

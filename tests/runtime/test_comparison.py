@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -116,8 +117,9 @@ def test_timing_goes_there_and_back_and_evicts_before_each_call(
         evict=lambda: events.append("evict"),
         tick=lambda: events.append("tick"),
     )
-    first = ["evict", "A", "evict", "B", "evict", "B", "evict", "A", "A", "B", "tick"]
-    second = ["evict", "B", "evict", "A", "evict", "A", "evict", "B", "A", "B", "tick"]
+    # Layer there and back, then routing alone: a first call, and one that counts.
+    first = [*("evict", "A", "evict", "B", "evict", "B", "evict", "A"), *"AABB", "tick"]
+    second = [*("evict", "B", "evict", "A", "evict", "A", "evict", "B"), *"BBAA", "tick"]
     assert events == ["A", "B", *first, *second]
     assert [len(each.layer_us) for each in found] == [2, 2]
     assert all(us > 0 for each in found for us in (*each.layer_us, *each.routing_us))
@@ -136,3 +138,25 @@ def test_the_evicting_buffer_is_larger_than_the_cache() -> None:
     (buffer,) = (cell.cell_contents for cell in evict.__closure__)
     assert buffer.nbytes == 64 * 2**20
     assert (buffer == 1).all()
+
+
+def test_a_measured_layer_takes_the_time_it_takes(
+    table: CostTable, layer: MoELayer, batches: list[torch.Tensor]
+) -> None:
+    hooks = [expert.register_forward_hook(lambda *_: time.sleep(0.005)) for expert in layer.experts]
+    try:
+        (measured,) = comparison.measure(
+            [PLAIN],
+            layer,
+            batches[:1],
+            ZEROS[:1],
+            repeats=1,
+            evict=lambda: None,
+            tick=lambda: None,
+        )
+        active = int((layer.run(batches[0]).assignment.counts > 0).sum())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert 5_000 * active <= measured.layer_us[0] <= 100_000 * active
+    assert 0 < measured.routing_us[0] < 1e6
