@@ -50,10 +50,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
-    device = detect_device("cpu" if options.device == "cpu" else "gpu")
-    if options.device == "cuda" and (device.kind != "gpu" or not torch.cuda.is_available()):
+    if options.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device is visible; try --device cpu for a rehearsal", file=sys.stderr)
         return 3
+    device = detect_device("cpu" if options.device == "cpu" else "gpu")
     slug = re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-")
     out = options.out or ROOT / "data" / "measured" / slug
     began = time.monotonic()
