@@ -31,11 +31,14 @@ def fit_compositions(
 ) -> tuple[dict[str, Composition], dict[str, Any]]:
     """Fit every expert class of table `rows` that `layers` (measurement rows) were made of.
 
-    Layers measured in the class's own cache state are used, or all where there are none; of
-    several layer kernels the one measured most often. Returns the compositions and, by class id,
-    the errors of leaving one layer out beside those of plainly adding the experts up.
+    Only layers measured in the class's own cache state count: cold ones say nothing of warm
+    experts. Of several layer kernels the one measured most often is used. Returns the compositions
+    and, by class id, the errors of leaving one layer out beside those of plainly adding the
+    experts up.
     """
     experts = rows.filter(pc.equal(rows["op"], "expert"))
+    if experts.num_rows == 0:
+        return {}, {}
     class_ids = sorted(set(experts["class_id"].to_pylist()))
     states = dict(
         zip(experts["class_id"].to_pylist(), experts["cache_state"].to_pylist(), strict=True)
@@ -52,8 +55,11 @@ def fit_compositions(
 def _layers_of(
     curves: ClassCurves, cache_state: str, layers: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    alike = [row for row in layers if expert_of(row) == curves.expert]
-    alike = [row for row in alike if row["cache_state"] == cache_state] or alike
+    alike = [
+        row
+        for row in layers
+        if row["cache_state"] == cache_state and expert_of(row) == curves.expert
+    ]
     names = [row["kernel"] for row in alike]
     most = max(sorted(set(names)), key=names.count, default="")
     return [row for row in alike if row["kernel"] == most]
@@ -92,16 +98,20 @@ def _fit(curves: ClassCurves, layers: list[dict[str, Any]]) -> tuple[Composition
 
 
 def _check(sums: Array, measured: Array, weight: Array) -> dict[str, dict[str, float | int]]:
-    """Predict each layer from the others; beside it the plain sum of the experts."""
+    return {
+        "model": error_figures(predict_left_out(sums, measured, weight), measured),
+        "sum_of_experts": error_figures(sums, measured),
+    }
+
+
+def predict_left_out(sums: Array, measured: Array, weight: Array) -> Array:
+    """Predict each layer [n] from the other layers alone, given the sums of its experts [n]."""
     predicted = np.empty(len(sums))
     for left_out in range(len(sums)):
         rest = np.arange(len(sums)) != left_out
         base, scale = _solve(sums[rest], measured[rest], weight[rest])
         predicted[left_out] = base + scale * sums[left_out]
-    return {
-        "model": error_figures(predicted, measured),
-        "sum_of_experts": error_figures(sums, measured),
-    }
+    return predicted
 
 
 def _solve(sums: Array, measured: Array, weight: Array) -> tuple[float, float]:

@@ -112,7 +112,9 @@ def read_classes(rows: pa.Table, class_ids: tuple[str, ...]) -> dict[str, ClassC
     Raises:
         TableError: a class has no rows, or rows without latency or energy.
     """
-    wanted = rows.filter(pc.is_in(rows["class_id"], value_set=pa.array(sorted(set(class_ids)))))
+    # An empty array would be of type null without one named.
+    wanted_ids = pa.array(sorted(set(class_ids)), pa.string())
+    wanted = rows.filter(pc.is_in(rows["class_id"], value_set=wanted_ids))
     wanted = wanted.sort_by([(name, "ascending") for name in ("class_id", "config", "tokens")])
     columns: dict[str, Any] = {
         name: wanted[name].to_numpy().astype(np.float64) for name in ("tokens", *_NUMBERS)

@@ -14,6 +14,12 @@ from costprof.core.device import DeviceFingerprint
 from costprof.core.errors import DatasetError
 from costprof.costmodel.manifest import MoeSpec
 
+_CONDITIONS = {
+    "num_threads": "thread counts",
+    "power_limit_w": "power limits in W",
+    "driver_version": "drivers",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Description:
@@ -30,7 +36,8 @@ def describe(folder: Path, rows: list[dict[str, Any]]) -> Description:
     """Return the description of the dataset in `folder`, whose usable expert rows are `rows`.
 
     An MoE with an expert of a class that has no usable row cannot be priced and is left out. Where
-    none remains, one is made up with one expert for each class measured as a whole.
+    none remains, one is made up with one expert for each class measured as a whole; where only
+    parts of experts were measured, the table has rows but no MoE.
 
     Raises:
         DatasetError: rows of several devices, or a damaged `sweep.json`.
@@ -64,7 +71,9 @@ def describe(folder: Path, rows: list[dict[str, Any]]) -> Description:
         software = {str(name): str(version) for name, version in values.get("software", {}).items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder, error) from error
-    if not moes:
+    if not moes and not usable:
+        notes.append("only parts of experts were measured: the table prices no MoE")
+    elif not moes:
         experts = tuple(sorted({row["class_id"] for row in rows if row["op"] == "expert"}))
         moes = [MoeSpec(name="measured", top_k=1, class_of_expert=experts or tuple(usable))]
         notes.append("no MoE named by the sweep: one expert for each class measured")
@@ -75,6 +84,17 @@ def describe(folder: Path, rows: list[dict[str, Any]]) -> Description:
         moes=tuple(moes),
         notes=tuple(notes),
     )
+
+
+def mixed_conditions(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a note for each condition that should be one in a table, and is not in `rows`."""
+    notes = []
+    for column, name in _CONDITIONS.items():
+        values = {row[column] for row in rows} - {None, ""}
+        if len(values) > 1:
+            shown = ", ".join(str(value) for value in sorted(values))
+            notes.append(f"measured under several {name} ({shown}): prices mix them")
+    return notes
 
 
 def dataset_hash(folder: Path) -> str:

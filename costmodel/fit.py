@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from costprof.core.errors import DatasetError
 from costprof.costmodel.assemble import curve_rows
-from costprof.costmodel.composition import fit_compositions
-from costprof.costmodel.description import dataset_hash, describe
+from costprof.costmodel.composition import MIN_LAYERS, fit_compositions
+from costprof.costmodel.description import dataset_hash, describe, mixed_conditions
 from costprof.costmodel.devices import spec_for
 from costprof.costmodel.energy import known_energy, power_curve
-from costprof.costmodel.manifest import Manifest, SourceDataset
-from costprof.costmodel.measurements import MeasuredCurve, measured_curves
+from costprof.costmodel.manifest import Composition, Manifest, MoeSpec, SourceDataset
+from costprof.costmodel.measurements import MeasuredCurve, is_usable, measured_curves
 from costprof.costmodel.residual import fit_latency
 from costprof.costmodel.rows import rows_table
 from costprof.costmodel.validation import (
@@ -47,8 +47,8 @@ class FittedTable:
 def fit_dataset(folder: Path, progress: Progress | None = None) -> FittedTable:
     """Fit the dataset in `folder`.
 
-    Failed rows are counted and skipped, noisy ones weigh less. Deterministic: the same dataset
-    gives the same table.
+    Failed and unusable rows are counted and skipped, noisy ones weigh less. Deterministic: the same
+    dataset gives the same table.
 
     Raises:
         DatasetError: no dataset, none of its rows usable, or rows of several devices.
@@ -56,7 +56,7 @@ def fit_dataset(folder: Path, progress: Progress | None = None) -> FittedTable:
     tell = progress or (lambda stage, done, total: None)
     tell("reading", 0, 1)
     rows: list[dict[str, Any]] = read_measurements(folder).to_pylist()
-    usable = [row for row in rows if _usable(row)]
+    usable = [row for row in rows if is_usable(row)]
     experts = [row for row in usable if row["op"] != "layer"]
     if not experts:
         raise DatasetError(
@@ -99,13 +99,13 @@ def fit_dataset(folder: Path, progress: Progress | None = None) -> FittedTable:
             "layers": layer_figures,
         },
         parameters=model.to_dict(),
-        notes=(*described.notes, *_notes(curves, layers, compositions)),
+        notes=(
+            *described.notes,
+            *mixed_conditions(usable),
+            *_notes(curves, described.moes, compositions),
+        ),
     )
     return FittedTable(table, manifest)
-
-
-def _usable(row: dict[str, Any]) -> bool:
-    return row["status"] != "failed" and (row["latency_us_p50"] or 0.0) > 0.0
 
 
 def _threads(rows: list[dict[str, Any]]) -> int | None:
@@ -115,14 +115,17 @@ def _threads(rows: list[dict[str, Any]]) -> int | None:
 
 
 def _notes(
-    curves: list[MeasuredCurve], layers: list[dict[str, Any]], compositions: dict[str, Any]
+    curves: list[MeasuredCurve], moes: tuple[MoeSpec, ...], compositions: dict[str, Composition]
 ) -> list[str]:
     notes = []
     without = sum(known_energy(curve)[0] is None for curve in curves)
     if without:
         notes.append(f"{without} curves had no energy; theirs comes from the power model")
-    if not compositions:
-        notes.append(
-            f"layer composition not fitted ({len(layers)} layer rows): experts are added up"
-        )
+    experts = {curve.class_id for curve in curves if curve.op == "expert"}
+    priced = {class_id for moe in moes for class_id in moe.class_of_expert}
+    notes += [
+        f"class {class_id[:6]}: fewer than {MIN_LAYERS} layers measured in its cache state, "
+        "experts are added up"
+        for class_id in sorted(experts & priced - set(compositions))
+    ]
     return notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,6 +57,22 @@ class MeasuredCurve(Subject):
         )
 
 
+def is_usable(row: Mapping[str, Any]) -> bool:
+    """Return whether a row of a dataset holds a measurement that can be fitted.
+
+    It did not fail, its quantiles are finite, positive and in order, it says of how many tokens
+    (a layer: of which counts) and its config can be read.
+    """
+    if row["status"] == "failed" or (row["tokens"] or 0) < 1:
+        return False
+    if row["op"] == "layer" and not row["counts"]:
+        return False
+    low, median, high = (row[f"latency_us_{name}"] for name in ("p05", "p50", "p95"))
+    if low is None or median is None or high is None:
+        return False
+    return 0.0 < low <= median <= high < math.inf and _is_object(row["config"])
+
+
 def measured_curves(rows: list[dict[str, Any]]) -> list[MeasuredCurve]:
     """Group usable rows (neither failed nor of a layer) into curves, in a fixed order.
 
@@ -81,6 +98,13 @@ def log_variance(row: Mapping[str, Any]) -> float:
 def expert_of(row: Mapping[str, Any]) -> ExpertClass:
     """Return the expert class a row measured."""
     return ExpertClass(**{name: row[name] for name in CLASS_FIELDS})
+
+
+def _is_object(text: str | None) -> bool:
+    try:
+        return isinstance(json.loads(text or ""), dict)
+    except ValueError:
+        return False
 
 
 def _curve(rows: list[dict[str, Any]]) -> MeasuredCurve:

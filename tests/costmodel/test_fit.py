@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -171,7 +172,76 @@ def test_too_few_layers_leave_the_experts_added_up(world: World, dataset: Datase
     rows = [made.row(DENSE, n) for n in (1, 2, 5, 11)] + layer_rows(made, 2)
     manifest = fit_dataset(dataset(rows, fitted_moe(rows))).manifest
     assert manifest.compositions == {}
-    assert "layer composition not fitted (2 layer rows): experts are added up" in manifest.notes
+    (note,) = manifest.notes
+    assert note.startswith(f"class {rows[0]['class_id'][:6]}: fewer than 3 layers measured in its")
+
+
+def test_cold_layers_say_nothing_of_warm_experts(world: World, dataset: Dataset) -> None:
+    made = world()
+    rows = [
+        made.row(DENSE, n, cache_state=state) for state in ("cold", "warm") for n in (1, 2, 5, 11)
+    ]
+    cold, warm = rows[0]["class_id"], rows[4]["class_id"]
+    moe = {"name": "both", "top_k": 2, "class_of_expert": [cold, warm]}
+    description = fitted_moe(rows, moes=[moe])
+    manifest = fit_dataset(dataset(rows + layer_rows(made), description)).manifest
+    assert list(manifest.compositions) == [cold]
+    (note,) = manifest.notes
+    assert note.startswith(f"class {warm[:6]}: fewer than 3 layers")
+
+
+ATTENTION = ExpertClass(
+    block="attention", d_model=256, dtype="float32", n_heads=4, n_kv_heads=4, head_dim=64,
+    context_len=128,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("expert", "op", "moes"),
+    [(ATTENTION, "attention", ["measured"]), (DENSE, "fc1", []), (PACKED, "pack", [])],
+)
+def test_datasets_without_whole_experts_are_fitted(
+    world: World, dataset: Dataset, expert: ExpertClass, op: str, moes: list[str]
+) -> None:
+    rows = [world().row(expert, n, op=op) for n in ((1,) if op == "pack" else (1, 4, 16))]
+    fitted = fit_dataset(dataset(rows))
+    assert [moe.name for moe in fitted.manifest.moes] == moes
+    assert set(fitted.rows["op"].to_pylist()) == {op}
+    assert fitted.manifest.compositions == {}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"latency_us_p50": math.inf},
+        {"latency_us_p95": math.nan},
+        {"latency_us_p05": None},
+        {"latency_us_p05": 0.0},
+        {"latency_us_p95": 1e-3},
+        {"tokens": 0},
+        {"config": "{"},
+        {"config": "[]"},
+        {"op": "layer", "counts": None},
+    ],
+)
+def test_unusable_rows_count_as_failed(
+    world: World, dataset: Dataset, damage: dict[str, Any]
+) -> None:
+    rows = [world().row(DENSE, n) for n in (1, 2, 4, 8)]
+    rows[1] = {**rows[1], **damage}
+    manifest = fit_dataset(dataset(rows)).manifest
+    assert (manifest.sources[0].rows_used, manifest.sources[0].rows_failed) == (3, 1)
+
+
+def test_mixed_conditions_are_named(world: World, dataset: Dataset) -> None:
+    rows = [
+        world().row(DENSE, n, num_threads=n, power_limit_w=100.0 * n, driver_version=f"55{n}")
+        for n in (1, 2)
+    ]
+    notes = fit_dataset(dataset(rows)).manifest.notes
+    assert "measured under several thread counts (1, 2): prices mix them" in notes
+    assert "measured under several power limits in W (100.0, 200.0): prices mix them" in notes
+    assert "measured under several drivers (551, 552): prices mix them" in notes
 
 
 def test_the_table_prices_layers_as_composed(fitted: FittedTable, world: World) -> None:
