@@ -112,15 +112,35 @@ def _run_sql(path: Path, sql: str) -> list[dict[str, Any]]:
     with duckdb.connect(config={"enable_external_access": False}) as connection:
         connection.register("t", rows)
         try:
-            names = [column[0] for column in connection.execute(sql).description or ()]
-            found = connection.fetchall()
+            # SQL without a statement gives no result at all, whatever the type stubs say.
+            result = connection.execute(sql) or None
+            names = [column[0] for column in result.description or ()] if result else []
+            found = connection.fetchall() if names else []
         except duckdb.Error as error:
             raise InputError(
                 f"DuckDB refuses the SQL ({str(error).splitlines()[0]})",
                 "nothing was asked",
                 "the table is the view t; its columns: costprof table query T --sql 'DESCRIBE t'",
             ) from error
-    return [dict(zip(names, values, strict=True)) for values in found]
+    if not names:
+        raise InputError(
+            "the SQL selects nothing",
+            "nothing was asked",
+            "for example: --sql 'SELECT class_id, tokens, latency_us_p50 FROM t'",
+        )
+    return [dict(zip(_unique(names), values, strict=True)) for values in found]
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Return `names` with a number added to repeated ones, as a row is keyed by them."""
+    made: list[str] = []
+    for name in names:
+        number, free = 1, name
+        while free in made or (number > 1 and free in names):
+            number += 1
+            free = f"{name}_{number}"
+        made.append(free)
+    return made
 
 
 def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:

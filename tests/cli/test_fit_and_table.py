@@ -192,6 +192,12 @@ def test_query_runs_sql(table: Path, run: Run) -> None:
     assert "tokens" in run("table", "query", table, "--sql", "DESCRIBE t")[1]
 
 
+def test_columns_of_one_name_are_all_shown(table: Path, run: Run) -> None:
+    sql = "SELECT 1 AS a, 2 AS a, 3 AS a_2, 4 AS a"
+    said = json.loads(run("table", "query", table, "--sql", sql, "--json")[1])
+    assert said == [{"a": 1, "a_3": 2, "a_2": 3, "a_4": 4}]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -199,6 +205,8 @@ def test_query_runs_sql(table: Path, run: Run) -> None:
         (("--expert", "0"), "--tokens is missing; nothing was priced"),
         (("--expert", "9", "--tokens", "1"), "expert 9 of 2; it cannot be priced"),
         (("--expert", "0", "--tokens", "-1"), "tokens is -1; nothing was priced"),
+        (("--sql", ""), "the SQL selects nothing; nothing was asked"),
+        (("--sql", ";"), "the SQL selects nothing; nothing was asked"),
         (("--sql", "SELEC"), "DuckDB refuses the SQL (Parser Error"),
         (("--sql", "SELECT * FROM '/etc/hostname'"), "DuckDB refuses the SQL"),
     ],
