@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 _KINDS = {
     "interior": "inside the measured range",
     "end": "one step beyond it",
-    "few": "from 2 to 4 points",
+    "few-inside": "between 2 to 4 points",
+    "few-end": "one step beyond 2 to 4 points",
     "single": "from one point",
 }
 _METHODS = {

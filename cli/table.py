@@ -113,7 +113,7 @@ def _run_sql(path: Path, sql: str) -> list[dict[str, Any]]:
         connection.register("t", rows)
         try:
             # SQL without a statement gives no result at all, whatever the type stubs say.
-            result = connection.execute(sql) or None
+            result = connection.execute(sql)
             names = [column[0] for column in result.description or ()] if result else []
             found = connection.fetchall() if names else []
         except duckdb.Error as error:

@@ -2,9 +2,10 @@
 
     latency(class, tokens) = roofline(class, tokens) · exp(residual)
 
-where the residual is a Gaussian process: over log2 tokens for a curve measured more than once, over
-`costprof.costmodel.features` and all classes together for the rest. The scikit-learn that found
-the hyperparameters is not needed to evaluate them.
+where the residual is a Gaussian process: over log2 tokens for a curve of five points or more, over
+`costprof.costmodel.features` and all classes together for a class measured once. A curve of two to
+four points is straight between them, and a process says only how sure that is. The scikit-learn
+that found the hyperparameters is not needed to evaluate them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from costprof.costmodel.features import FEATURES, Array, Subject
 
 _US_PER_S = 1e6
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class GaussianProcess:
         white: Variance common to all targets, also of the one predicted.
         doubt: Factor on the standard deviation, calibrated on left-out points: a process fitted
             to ten points is too sure of itself.
+        doubt_beyond: The same outside the range of the inputs, where it was calibrated apart.
+        straight: The process gives the standard deviation alone; see `straight_us`.
     """
 
     x: Array
@@ -66,6 +69,8 @@ class GaussianProcess:
     length_scale: Array
     white: float
     doubt: float = 1.0
+    doubt_beyond: float | None = None
+    straight: bool = False
 
     def predict(self, x: Array) -> tuple[Array, Array]:
         """Return mean and standard deviation [m] of a new noisy target at `x` [m, d]."""
@@ -73,8 +78,11 @@ class GaussianProcess:
         cross = self._kernel(x, self.x)
         explained = np.linalg.solve(factor, cross.T)
         variance = self.amplitude + self.white - (explained**2).sum(axis=0)
-        std = self.doubt * np.sqrt(np.maximum(variance, 0.0))
-        return self.mean + cross @ weights, std
+        doubt = np.full(len(x), self.doubt)
+        if self.doubt_beyond is not None:
+            beyond = ((x < self.x.min(axis=0)) | (x > self.x.max(axis=0))).any(axis=1)
+            doubt[beyond] = self.doubt_beyond
+        return self.mean + cross @ weights, doubt * np.sqrt(np.maximum(variance, 0.0))
 
     @cached_property
     def _solved(self) -> tuple[Array, Array]:
@@ -101,6 +109,8 @@ class GaussianProcess:
             "length_scale": self.length_scale.tolist(),
             "white": self.white,
             "doubt": self.doubt,
+            "doubt_beyond": self.doubt_beyond,
+            "straight": self.straight,
         }
 
     @classmethod
@@ -115,7 +125,23 @@ class GaussianProcess:
             length_scale=np.array(values["length_scale"]),
             white=values["white"],
             doubt=values["doubt"],
+            doubt_beyond=values["doubt_beyond"],
+            straight=values["straight"],
         )
+
+
+def straight_us(known: Array, latency_us: Array, tokens: Array) -> Array:
+    """Return latency at `tokens` [m], straight between points at `known` [n ≥ 2], ascending.
+
+    Beyond the ends along the end segments, with two limits: more tokens never take less time, and
+    fewer take no less than their share of the first point's, so that no price reaches zero.
+    """
+    slopes = np.maximum(np.diff(latency_us) / np.diff(known), 0.0)
+    first = min(float(slopes[0]), float(latency_us[0] / known[0]))
+    below = np.minimum(tokens - known[0], 0.0) * first
+    above = np.maximum(tokens - known[-1], 0.0) * slopes[-1]
+    result: Array = np.interp(tokens, known, latency_us) + below + above
+    return result
 
 
 @dataclass(frozen=True)
@@ -128,13 +154,19 @@ class LatencyModel:
 
     def predict(self, subject: Subject, tokens: Array) -> tuple[Array, Array]:
         """Return median latency in µs and the std of its logarithm, both at `tokens` [n]."""
-        flops, size = subject.work(tokens)
         own = self.own.get(subject.key)
         if own is not None:
             residual, std = own.predict(np.log2(tokens)[:, None])
         else:
             residual, std = self.pooled.predict(subject.features(tokens))
-        return self.roofline.latency_us(subject, flops, size) * np.exp(residual), std
+        if own is not None and own.straight:
+            known = np.rint(2.0 ** own.x[:, 0])
+            measured_us = self._ceiling_us(subject, known) * np.exp(own.y)
+            return straight_us(known, measured_us, tokens), std
+        return self._ceiling_us(subject, tokens) * np.exp(residual), std
+
+    def _ceiling_us(self, subject: Subject, tokens: Array) -> Array:
+        return self.roofline.latency_us(subject, *subject.work(tokens))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the model as plain JSON values, as the manifest keeps it."""

@@ -18,7 +18,7 @@ MIN_OWN_POINTS = 5
 """Token counts from which a curve's process finds its own hyperparameters."""
 
 MIN_POINTS = 2
-"""Token counts from which a curve has a process, its hyperparameters borrowed if need be."""
+"""Token counts from which a curve has a process, if need be a borrowed one."""
 
 _MAX_POOLED_POINTS = 400
 _AMPLITUDE = (1e-3, 4.0)
@@ -59,7 +59,9 @@ def borrow(
 ) -> GaussianProcess:
     """Return the process of a curve of few points, with the lenders' median hyperparameters.
 
-    Few points do not tell how smooth a curve is, but curves of one device resemble each other.
+    Few points do not tell how smooth a curve is, but curves of one device resemble each other
+    enough to say how unsure a straight line between the points is. For the line itself they do
+    not: on CPUs and GPUs alike it came closer than a process of borrowed smoothness.
     """
     lent = [
         (p.amplitude, float(p.length_scale[0]), p.white)
@@ -76,6 +78,7 @@ def borrow(
         amplitude=amplitude,
         length_scale=np.array([length]),
         white=white,
+        straight=True,
     )
 
 

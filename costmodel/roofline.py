@@ -15,12 +15,12 @@ _OUTLIER = 0.1
 _PRIOR = 0.02
 
 
-def fit_roofline(curves: list[MeasuredCurve], start: Roofline | None = None) -> Roofline:
+def fit_roofline(curves: list[MeasuredCurve]) -> Roofline:
     """Fit launch time, arithmetic ceilings by type and bandwidths by cache state.
 
     Robust least squares on log latency (soft L1), so that a few odd points do not move a ceiling.
     What no point is bound by (say, arithmetic, where all batches are small) stays at the best
-    rate seen. `start` is a fit of nearly the same curves, to converge from.
+    rate seen.
     """
     ceilings = sorted({curve.ceiling for curve in curves})
     states: list[str] = sorted({curve.cache_state for curve in curves})
@@ -45,16 +45,9 @@ def fit_roofline(curves: list[MeasuredCurve], start: Roofline | None = None) -> 
         off = weight * (np.log(parameters[0] + bound_us) - np.log(time_us))
         return np.concatenate([off, _PRIOR * (log_parameters - prior)])
 
-    first = prior if start is None else _logs(start, ceilings, states)
-    found = np.exp(least_squares(errors, first, loss="soft_l1", f_scale=_OUTLIER).x)
+    found = np.exp(least_squares(errors, prior, loss="soft_l1", f_scale=_OUTLIER).x)
     return Roofline(
         peak_flops=dict(zip(ceilings, (found[1:split] * 1e6).tolist(), strict=True)),
         bytes_per_s=dict(zip(states, (found[split:] * 1e6).tolist(), strict=True)),
         launch_us=float(found[0]),
     )
-
-
-def _logs(roofline: Roofline, ceilings: list[str], states: list[str]) -> Array:
-    rates = [roofline.peak_flops[name] for name in ceilings]
-    rates += [roofline.bytes_per_s[name] for name in states]
-    return np.log([roofline.launch_us, *(rate / 1e6 for rate in rates)])

@@ -2,7 +2,9 @@
 
 Every fold refits the ceilings and the residual without the left-out point, hyperparameters of its
 own process included; the baselines see the same points. Points at the ends of a curve test
-extrapolation and are reported apart from those inside.
+extrapolation and are reported apart from those inside. Two things have seen the left-out point:
+the pooled hyperparameters a "single" fold is predicted with, and, by way of the ceilings, the
+smoothness lent to a curve of few points, which widens its intervals but does not move its median.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ Progress = Callable[[int, int], None]
 Z90 = 1.6448536269514722
 """Half width of a normal 90 % interval, in standard deviations."""
 
-KINDS = ("interior", "end", "few", "single")
+KINDS = ("interior", "end", "few-inside", "few-end", "single")
 """What a left-out point is predicted from; see `Fold`."""
 
 _MAX_FOLDS = 400
@@ -48,7 +50,7 @@ class Fold:
 
     `std` is the model's standard deviation of log latency. `kind` says what was left to predict
     from: a curve of five points or more around ("interior") or to one side ("end"), two to four
-    points of it ("few"), one ("single").
+    points of it around ("few-inside") or to one side ("few-end"), one ("single").
     """
 
     curve: MeasuredCurve
@@ -84,16 +86,17 @@ def _fold(curves: list[MeasuredCurve], index: int, point: int, fitted: LatencyMo
     curve = curves[index]
     rest = curve.without(point)
     others = [*curves[:index], rest, *curves[index + 1 :]]
-    roofline = fit_roofline(others, start=fitted.roofline)
+    roofline = fit_roofline(others)
     token = curve.tokens[point : point + 1]
     own, pooled, kind = {}, fitted.pooled, "single"
+    at_end = point in (0, len(curve.tokens) - 1)
     if len(rest.tokens) >= MIN_OWN_POINTS:
         own[curve.key] = fit_own(rest, roofline)
-        kind = "end" if point in (0, len(curve.tokens) - 1) else "interior"
+        kind = "end" if at_end else "interior"
     elif len(rest.tokens) >= MIN_POINTS:
         lenders = [process for key, process in fitted.own.items() if key != curve.key]
         own[curve.key] = borrow(rest, roofline, lenders)
-        kind = "few"
+        kind = "few-end" if at_end else "few-inside"
     else:
         pooled = fit_pooled(others, roofline, like=fitted.pooled)
     latency, std = LatencyModel(roofline, pooled, own).predict(curve, token)
@@ -120,15 +123,20 @@ def linear(tokens: Array, values: Array, at: float) -> float:
 
 def calibrated(model: LatencyModel, folds: list[Fold]) -> LatencyModel:
     """Return `model` with the doubt that makes 90 % of the left-out medians fall inside."""
-    well, few = (doubt(_deviations(folds, kind)) for kind in ("interior", "few"))
-    single = max(doubt(_deviations(folds, "single")), few)
+    missed = {kind: _deviations(folds, kind) for kind in KINDS}
+    inside, end = missed["few-inside"], missed["few-end"]
+    # Where one kind is missing the other is a better guide than no calibration.
+    few = doubt(inside if len(inside) else end)
+    beyond = doubt(end if len(end) else inside)
+    well = doubt(missed["interior"])
+    single = max(doubt(missed["single"]), few, beyond)
     return dataclasses.replace(
         model,
         pooled=dataclasses.replace(model.pooled, doubt=single),
         own={
-            key: dataclasses.replace(
-                process, doubt=well if len(process.y) >= MIN_OWN_POINTS else few
-            )
+            key: dataclasses.replace(process, doubt=few, doubt_beyond=beyond)
+            if process.straight
+            else dataclasses.replace(process, doubt=well)
             for key, process in model.own.items()
         },
     )
