@@ -92,9 +92,11 @@ def test_a_daemon_in_its_own_session_does_not_outlive_the_run(tmp_path: Path, pa
 
 def test_an_interrupt_ends_the_tool_and_its_daemon(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
+    # A test run in the background may ignore SIGINT, and children inherit that.
     runner = (
-        "import sys\n"
+        "import signal, sys\n"
         "from costprof.profiler.process import run_tool\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "run_tool([sys.executable, '-c', sys.argv[1], sys.argv[2]], timeout_s=60)\n"
     )
     process = subprocess.Popen(
