@@ -188,7 +188,7 @@ def naive_attention(
 
 @pytest.mark.parametrize("activation", ["swiglu", "relu"])
 def test_grouped_layer_deals_rows_and_never_reads_an_empty_expert(activation: str) -> None:
-    counts = [2, 0, 3, 0]
+    counts = torch.tensor([2, 0, 3, 0], dtype=torch.int32)
     pairs = [weights(activation, torch.float32, seed) for seed in range(4)]
     w1, w2 = (torch.stack(parts) for parts in zip(*pairs, strict=True))
     w1[1], w2[3] = float("nan"), float("nan")
@@ -203,4 +203,6 @@ def test_grouped_layer_deals_rows_and_never_reads_an_empty_expert(activation: st
 def test_grouped_layer_refuses_counts_that_do_not_fit() -> None:
     w1, w2 = torch.zeros(2, 8, 4), torch.zeros(2, 4, 4)
     with pytest.raises(InputError, match=r"2 counts summing to 3 for 2 experts and 4 rows; .*"):
-        torch_grouped.grouped_swiglu(torch.zeros(4, 4), [1, 2], w1, w2)
+        torch_grouped.grouped_swiglu(
+            torch.zeros(4, 4), torch.tensor([1, 2], dtype=torch.int32), w1, w2
+        )
