@@ -32,7 +32,8 @@ def fit_compositions(
     """Fit every expert class of table `rows` that `layers` (measurement rows) were made of.
 
     Only layers measured in the class's own cache state count: cold ones say nothing of warm
-    experts. Of several layer kernels the one measured most often is used. Returns the compositions
+    experts. Of several layer kernels the one measured most often is used, of its tile configs the
+    best for each token counts. Returns the compositions
     and, by class id, the errors of leaving one layer out beside those of plainly adding the
     experts up.
     """
@@ -62,7 +63,14 @@ def _layers_of(
     ]
     names = [row["kernel"] for row in alike]
     most = max(sorted(set(names)), key=names.count, default="")
-    return [row for row in alike if row["kernel"] == most]
+    # A layer runs under its best tile config: the others say nothing of what it costs.
+    best: dict[tuple[int, ...], dict[str, Any]] = {}
+    for row in alike:
+        if row["kernel"] == most:
+            rival = best.setdefault(tuple(row["counts"]), row)
+            if row["latency_us_p50"] < rival["latency_us_p50"]:
+                best[tuple(row["counts"])] = row
+    return list(best.values())
 
 
 def _fit(curves: ClassCurves, layers: list[dict[str, Any]]) -> tuple[Composition, dict[str, Any]]:

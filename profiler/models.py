@@ -34,6 +34,9 @@ from costprof.profiler.spec import (
 EXPERT_TOKENS = [1, 2, 3, *(n for p in range(2, 12) for n in (2**p, 3 * 2 ** (p - 1))), 4096]
 LAYER_TOKENS = [2**p for p in range(13)]
 PART_TOKENS = [1, 16, 128, 1024]
+# Where kernels, tile configs and skews are compared: decode, a large batch, prefill.
+COMPARED_TOKENS = [16, 256, 2048]
+_TILES = 4
 _ACTIVE_STUDY_TOKENS = 16
 _CONTEXT_LEN = 4096
 _CACHE_BYTES_LIMIT = 2**31
@@ -69,8 +72,9 @@ def spec_from_config(
     """Return the sweep for the experts of one MoE layer, and notes on what it leaves out.
 
     The sweep holds the routed expert at 1 to 4096 tokens with cold weights, its three ops at some
-    of them, the grouped layer under balanced and Zipf counts and with few experts active, a
-    shared expert of another width, and the attention block in decode.
+    of them, the grouped layer under balanced and Zipf counts and with few experts active, beside
+    it torch's grouped product and a loop over experts as baselines, a few tile configs of kernels
+    that have any, a shared expert of another width, and the attention block in decode.
 
     Args:
         config: The parsed `config.json`.
@@ -94,6 +98,7 @@ def spec_from_config(
     classes = {"expert": expert}
     measure = [
         MeasureSpec(expert="expert", ops=["expert"], tokens=EXPERT_TOKENS),
+        MeasureSpec(expert="expert", tokens=COMPARED_TOKENS, tiles=_TILES),
         MeasureSpec(expert="expert", ops=["fc1", "activation", "fc2"], tokens=PART_TOKENS),
     ]
     in_layer = "expert"
@@ -117,7 +122,14 @@ def spec_from_config(
         name=name,
         experts=classes,
         measure=measure,
-        layer=_layers(in_layer, local, top_k, ep_size=ep_size, tp_size=tp_size),
+        layer=_layers(
+            in_layer,
+            classes[in_layer].activation,
+            local,
+            top_k,
+            ep_size=ep_size,
+            tp_size=tp_size,
+        ),
         moe=[MoeSpec(name=name, top_k=top_k, experts=[ExpertRun(expert="expert", count=experts)])],
     )
     return spec, notes
@@ -152,8 +164,10 @@ def _expert(reader: ConfigReader, tp_size: int, notes: list[str]) -> ExpertSpec:
 
 
 def _layers(
-    expert: str, experts: int, top_k: int, *, ep_size: int, tp_size: int
+    expert: str, activation: Activation, experts: int, top_k: int, *, ep_size: int, tp_size: int
 ) -> list[LayerSpec]:
+    grouped_mm = f"costprof.runtime.kernels.torch_grouped_mm:grouped_mm_{activation}"
+    loop = f"costprof.runtime.kernels.torch_grouped:grouped_{activation}"
     whole = LayerSpec(
         expert=expert,
         experts=experts,
@@ -163,13 +177,19 @@ def _layers(
         ep_size=ep_size,
         tp_size=tp_size,
     )
+    skewed = whole.model_copy(
+        update={"tokens": COMPARED_TOKENS, "distributions": ["zipf-1.0"], "tiles": _TILES}
+    )
+    baselines = [
+        whole.model_copy(update={"distributions": ["balanced"], "kernel": grouped_mm}),
+        whole.model_copy(update={"tokens": COMPARED_TOKENS, "kernel": grouped_mm}),
+        whole.model_copy(update={"tokens": COMPARED_TOKENS, "kernel": loop}),
+    ]
     # The price of one more active expert; all of them active is the balanced layer above.
     doubled = itertools.takewhile(lambda n: n < experts, (top_k * 2**p for p in itertools.count()))
     active = [f"active-{n}" for n in doubled]
-    if not active:
-        return [whole]
     few = whole.model_copy(update={"tokens": [_ACTIVE_STUDY_TOKENS], "distributions": active})
-    return [whole, few]
+    return [whole, *([few] if active else []), skewed, *baselines]
 
 
 def _dtype(reader: ConfigReader, notes: list[str]) -> Dtype:

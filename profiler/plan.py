@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from costprof.core.errors import InputError
-from costprof.core.expert import LayerClass, Op
+from costprof.core.expert import ExpertClass, Kernel, LayerClass, Op
 from costprof.core.hashing import content_id
 from costprof.profiler.counts import layer_counts
 from costprof.profiler.kernels import default_kernel_name, resolve_kernel
 from costprof.profiler.scenario import DeviceName, Scenario
-from costprof.profiler.spec import ExpertSpec, SweepSpec, TimingSpec
+from costprof.profiler.spec import ExpertSpec, LayerSpec, MeasureSpec, SweepSpec, TimingSpec
+from costprof.profiler.tile_space import sample_tiles
 
 # Rough rates, used to estimate how long a plan takes and for nothing else.
 _ASSUMED_FLOPS = {"cpu": 5e10, "cuda": 1e14}
 _ASSUMED_BYTES_PER_S = {"cpu": 5e9, "cuda": 1e12}
 _ASSUMED_CALL_S = 2e-5
 _SETUP_S = 0.3
+_COMPILE_S = 2.0
 _RUN_OVERHEAD_S = 6.0
 
 
@@ -98,30 +102,40 @@ def estimate_s(scenario: Scenario, timing: TimingSpec) -> float:
         work.bytes / _ASSUMED_BYTES_PER_S[scenario.device],
         _ASSUMED_CALL_S,
     )
-    wanted = min(timing.max_repetitions * call_s, timing.target_ms / 1e3)
+    wanted = timing.target_ms / 1e3
+    if scenario.device == "cpu":
+        wanted = min(timing.max_repetitions * call_s, wanted)
     measured = max(timing.min_repetitions * call_s, wanted)
-    return _SETUP_S + timing.warmup * call_s + timing.passes * measured
+    compiling_s = _COMPILE_S if scenario.device == "cuda" and scenario.kernel.config else 0.0
+    return _SETUP_S + compiling_s + timing.warmup * call_s + timing.passes * measured
 
 
 def _measured(spec: SweepSpec, device: DeviceName) -> list[Scenario]:
     found = []
     for entry in spec.measure:
         expert = spec.experts[entry.expert].to_class()
-        for op, cache, config in itertools.product(entry.ops, entry.cache, entry.configs):
+        for op in entry.ops:
             name = entry.kernels.get(op) or default_kernel_name(expert, op)
-            kernel = resolve_kernel(name, config)
-            found += [
-                Scenario(
-                    expert=expert,
-                    op=op,
-                    tokens=tokens,
-                    cache_state=cache,
-                    kernel=kernel,
-                    device=device,
-                )
-                for tokens in _token_counts(op, entry.tokens)
-            ]
+            for cache, kernel in itertools.product(entry.cache, _kernels(name, expert, entry)):
+                found += [
+                    Scenario(
+                        expert=expert,
+                        op=op,
+                        tokens=tokens,
+                        cache_state=cache,
+                        kernel=kernel,
+                        device=device,
+                    )
+                    for tokens in _token_counts(op, entry.tokens)
+                ]
     return found
+
+
+def _kernels(name: str, expert: ExpertClass, entry: MeasureSpec | LayerSpec) -> list[Kernel]:
+    """The kernel under each of its tile configs."""
+    kernel = resolve_kernel(name)
+    configs = [*entry.configs, *sample_tiles(name, expert, entry.tiles)]
+    return [dataclasses.replace(kernel, config=dict(config)) for config in configs]
 
 
 def _token_counts(op: Op, tokens: list[int]) -> list[int]:
@@ -134,29 +148,45 @@ def _layers(spec: SweepSpec, device: DeviceName) -> list[Scenario]:
     for entry in spec.layer:
         expert = spec.experts[entry.expert].to_class()
         name = entry.kernel or default_kernel_name(expert, "layer")
-        for config, cache, distribution, tokens in itertools.product(
-            entry.configs, entry.cache, entry.distributions, entry.tokens
-        ):
-            layer = LayerClass(
-                experts=entry.experts,
-                top_k=entry.top_k,
-                counts=layer_counts(entry.experts, entry.top_k, tokens, distribution),
-                distribution=distribution,
-                ep_size=entry.ep_size,
-                tp_size=entry.tp_size,
-            )
-            found.append(
+        for kernel, cache in itertools.product(_kernels(name, expert, entry), entry.cache):
+            found += [
                 Scenario(
                     expert=expert,
                     op="layer",
                     tokens=tokens,
                     cache_state=cache,
-                    kernel=resolve_kernel(name, config),
+                    kernel=kernel,
                     device=device,
                     layer=layer,
                 )
-            )
+                for tokens, layer in _layer_classes(entry)
+            ]
     return found
+
+
+def _layer_classes(entry: LayerSpec) -> list[tuple[int, LayerClass]]:
+    """Each layer of `entry` with the tokens it serves, a stated vector's rounded up."""
+    dealt = [
+        (tokens, distribution, layer_counts(entry.experts, entry.top_k, tokens, distribution))
+        for distribution, tokens in itertools.product(entry.distributions, entry.tokens)
+    ]
+    dealt += [
+        (math.ceil(sum(counts) / entry.top_k), "stated", tuple(counts)) for counts in entry.counts
+    ]
+    return [
+        (
+            tokens,
+            LayerClass(
+                experts=entry.experts,
+                top_k=entry.top_k,
+                counts=counts,
+                distribution=distribution,
+                ep_size=entry.ep_size,
+                tp_size=entry.tp_size,
+            ),
+        )
+        for tokens, distribution, counts in dealt
+    ]
 
 
 def _runs(scenarios: list[Scenario], timing: TimingSpec, isolate: bool) -> list[Run]:

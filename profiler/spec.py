@@ -45,7 +45,10 @@ class ExpertSpec(_Strict):
 
 
 class MeasureSpec(_Strict):
-    """Ops of one named expert at some token counts: their product is measured."""
+    """Ops of one named expert at some token counts: their product is measured.
+
+    Beside `configs`, `tiles` members of a kernel's tile space are measured, where it has one.
+    """
 
     expert: str
     ops: list[Op] = ["expert"]
@@ -53,21 +56,49 @@ class MeasureSpec(_Strict):
     cache: list[CacheState] = ["cold"]
     kernels: dict[Op, str] = {}
     configs: list[dict[str, int]] = [{}]
+    tiles: int = Field(default=0, ge=0)
 
 
 class LayerSpec(_Strict):
-    """Whole grouped layers of one named expert."""
+    """Whole grouped layers of one named expert.
+
+    Token counts per expert come from `tokens` under `distributions`, and from `counts`, which
+    states them vector by vector. `ep_size` and `tp_size` are labels: `experts` and the expert's
+    sizes are already those of the shard.
+    """
 
     expert: str
     experts: int = Field(ge=1)
     top_k: int = Field(ge=1)
-    tokens: list[TokenCount] = Field(min_length=1)
+    tokens: list[TokenCount] = []
     distributions: list[str] = ["balanced"]
+    counts: list[list[Annotated[int, Field(ge=0)]]] = []
     cache: list[CacheState] = ["cold"]
     kernel: str | None = None
     configs: list[dict[str, int]] = [{}]
+    tiles: int = Field(default=0, ge=0)
     ep_size: int = Field(default=1, ge=1)
     tp_size: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> LayerSpec:
+        if not self.tokens and not self.counts:
+            raise ValueError("there is neither 'tokens' nor 'counts'")
+        for counts in self.counts:
+            rows = sum(counts)
+            if len(counts) != self.experts:
+                raise ValueError(f"{len(counts)} counts are given for {self.experts} experts")
+            if rows == 0:
+                raise ValueError("all counts are 0")
+            # A shard also gets rows of other ranks' tokens, so there it can be any number.
+            if self.ep_size == 1 and rows % self.top_k:
+                raise ValueError(f"the counts add up to {rows}, no multiple of top_k {self.top_k}")
+            if self.ep_size == 1 and max(counts) > rows // self.top_k:
+                raise ValueError(
+                    f"an expert gets {max(counts)} rows of {rows // self.top_k} tokens, each of "
+                    "which can choose it once"
+                )
+        return self
 
 
 class ExpertRun(_Strict):

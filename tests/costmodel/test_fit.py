@@ -163,6 +163,25 @@ def test_composition_is_exact_without_noise(world: World, dataset: Dataset) -> N
     assert composition.base_us == pytest.approx(40.0)
     assert composition.latency_scale == pytest.approx(0.8)
     assert composition.latency_mape == pytest.approx(0.0, abs=1e-3)
+
+
+def test_a_layers_slower_tile_configs_do_not_bend_its_composition(
+    world: World, dataset: Dataset
+) -> None:
+    made = world()
+    layers = layer_rows(made, 4)
+    slower = [
+        {**row, "scenario_id": f"{n}", "config": '{"BLOCK_M": 16}'} for n, row in enumerate(layers)
+    ]
+    for row in slower:
+        for name in ("p05", "p50", "p95"):
+            row[f"latency_us_{name}"] = 3.0 * row[f"latency_us_{name}"]
+    rows = [made.row(DENSE, n) for n in (1, 2, 5, 11)] + slower + layers
+    manifest = fit_dataset(dataset(rows, fitted_moe(rows))).manifest
+    (composition,) = manifest.compositions.values()
+    assert composition.layers == 4
+    assert composition.base_us == pytest.approx(40.0)
+    assert composition.latency_scale == pytest.approx(0.8)
     assert composition.energy_scale == pytest.approx(0.8)
     assert composition.base_mj == pytest.approx(0.4)
 

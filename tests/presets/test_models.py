@@ -9,6 +9,7 @@ import pytest
 from costprof.core.errors import InputError
 from costprof.profiler.models import spec_from_config
 from costprof.profiler.plan import make_plan
+from costprof.profiler.presets import load_preset, preset_names
 from costprof.profiler.spec import SweepSpec
 
 MIXTRAL = {
@@ -54,15 +55,52 @@ def test_token_counts_cover_decode_and_prefill() -> None:
 
 def test_layers_are_balanced_skewed_and_with_few_active() -> None:
     spec, _ = build()
-    assert [entry.distributions for entry in spec.layer] == [
+    ours = [entry for entry in spec.layer if entry.kernel is None]
+    assert [entry.distributions for entry in ours] == [
         ["balanced", "zipf-1.2"],
         ["active-2", "active-4"],
+        ["zipf-1.0"],
     ]
+
+
+def test_layers_have_baselines_beside_them() -> None:
+    scenarios = make_plan(build()[0], "cuda").scenarios
+    layers = [s for s in scenarios if s.op == "layer"]
+    by_kernel = dict.fromkeys(("grouped_mm_swiglu", "grouped_swiglu"), 0)
+    for layer in layers:
+        function = layer.kernel.name.rpartition(":")[2]
+        by_kernel[function] = by_kernel.get(function, 0) + 1
+    assert by_kernel["grouped_mm_swiglu"] == 13 + 3
+    assert by_kernel["grouped_swiglu"] >= 6
+    compared = {s.tokens for s in layers if s.kernel.name.endswith("grouped_mm_swiglu")}
+    assert compared == {2**p for p in range(13)}
+
+
+@pytest.mark.parametrize("preset", [name for name in preset_names() if "cpu" not in name])
+def test_every_named_model_can_be_measured_on_a_gpu_in_minutes(preset: str) -> None:
+    spec, _ = load_preset(preset)
+    plan = make_plan(spec, "cuda")
+    assert plan.estimated_s() < 240
+    layers = [s for s in plan.scenarios if s.op == "layer"]
+    assert {s.layer.distribution for s in layers if s.layer} >= {"balanced", "zipf-1.0", "zipf-1.2"}
+    assert {s.tokens for s in layers} >= {1, 4096}
+    assert all(s.cache_state == "cold" for s in plan.scenarios)
+
+
+def test_the_price_of_one_more_expert_is_measured_from_top_k_to_all() -> None:
+    spec, _ = load_preset("Qwen3-30B-A3B")
+    active = {
+        sum(count > 0 for count in s.layer.counts)
+        for s in make_plan(spec, "cuda").scenarios
+        if s.layer and s.tokens == 16
+    }
+    assert active >= {8, 16, 32, 64, 128}
 
 
 def test_every_expert_active_at_once_needs_no_study_of_few() -> None:
     spec, _ = build(num_local_experts=2)
-    assert [entry.distributions for entry in spec.layer] == [["balanced", "zipf-1.2"]]
+    distributions = [name for entry in spec.layer for name in entry.distributions]
+    assert not any(name.startswith("active") for name in distributions)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +130,13 @@ def test_shards() -> None:
     assert spec.experts["attention"].n_kv_heads == 1
     layer = spec.layer[0]
     assert (layer.experts, layer.top_k, layer.ep_size, layer.tp_size) == (4, 2, 2, 2)
+    assert all((each.ep_size, each.tp_size) == (2, 2) for each in spec.layer)
+    for planned in make_plan(spec, "cuda").scenarios:
+        if planned.layer is not None:
+            # Every rank brings `tokens`: what they deal to one rank's experts adds up to as much.
+            assert sum(planned.layer.counts) == planned.tokens * 2
+            assert planned.expert.d_ff * planned.layer.tp_size == 512
+            assert planned.layer.experts * planned.layer.ep_size == 8
     assert spec.moe[0].experts[0].count == 8, "the router still chooses among all experts"
 
 

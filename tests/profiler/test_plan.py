@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,75 @@ def test_a_run_stays_within_its_seconds() -> None:
     plan = make_plan(spec, "cpu")
     assert len(plan.runs) > 1
     assert [s for run in plan.runs for s in run.scenarios] == plan.scenarios
+
+
+def layer_spec(**changes: object) -> SweepSpec:
+    layer = {"expert": "a", "experts": 4, "top_k": 2, "tokens": [8]}
+    return spec_with(measure=[], layer=[{**layer, **changes}])
+
+
+def test_stated_counts_are_measured_beside_those_of_a_distribution() -> None:
+    scenarios = make_plan(layer_spec(counts=[[3, 3, 0, 0], [1, 0, 2, 1]]), "cpu").scenarios
+    layers = [(s.tokens, s.layer.counts, s.layer.distribution) for s in scenarios if s.layer]
+    assert layers == [
+        (8, (4, 4, 4, 4), "balanced"),
+        (3, (3, 3, 0, 0), "stated"),
+        (2, (1, 0, 2, 1), "stated"),
+    ]
+    alone = make_plan(layer_spec(tokens=[], counts=[[1, 1, 0, 0]]), "cpu").scenarios
+    assert [s.tokens for s in alone] == [1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tokens": []}, "neither 'tokens' nor 'counts'"),
+        ({"counts": [[1, 1, 2]]}, "3 counts are given for 4 experts"),
+        ({"counts": [[0, 0, 0, 0]]}, "all counts are 0"),
+        ({"counts": [[1, 1, 1, 0]]}, "the counts add up to 3, no multiple of top_k 2"),
+        ({"counts": [[3, 1, 0, 0]]}, "an expert gets 3 rows of 2 tokens"),
+        ({"counts": [[2, -1, 1, 0]]}, "greater than or equal to 0"),
+        ({"counts": [[2.5, 1, 1, 0]]}, "valid integer"),
+    ],
+)
+def test_counts_that_no_routing_gives_are_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        layer_spec(**changes)
+
+
+def test_a_shard_takes_rows_of_other_ranks_tokens() -> None:
+    (scenario, *_) = make_plan(
+        layer_spec(tokens=[], counts=[[7, 0, 0, 0]], ep_size=8), "cpu"
+    ).scenarios
+    assert scenario.tokens == 4
+
+
+TILED = """
+def tiled(x, w1, w2, BLOCK_M=16, num_warps=4):
+    return x
+
+tiled.tile_space = {"BLOCK_M": (16, 32, 64), "num_warps": (2, 4, 8)}
+tiled.tile_allowed = lambda config, expert: config["BLOCK_M"] * config["num_warps"] <= expert.d_ff
+"""
+
+
+def test_members_of_a_tile_space_are_measured_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiled_for_test.py").write_text(TILED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entry = {"expert": "a", "tokens": [1], "tiles": 3}
+    kernels = {"expert": "tiled_for_test:tiled"}
+    scenarios = make_plan(spec_with(measure=[{**entry, "kernels": kernels}]), "cpu").scenarios
+    configs = [s.kernel.config for s in scenarios]
+    assert configs[0] == {}
+    assert len(configs) == 1 + 3
+    assert all(config["BLOCK_M"] * config["num_warps"] <= 64 for config in configs[1:])
+    more = make_plan(
+        spec_with(measure=[{**entry, "kernels": kernels, "tiles": 99}]), "cpu"
+    ).scenarios
+    assert len(more) == 1 + 3  # 16x2, 16x4, 32x2
+    assert len(make_plan(spec_with(measure=[entry]), "cpu").scenarios) == 1
 
 
 def test_every_field_of_a_scenario_changes_its_id() -> None:
