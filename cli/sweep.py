@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from costprof.profiler.sweep import SweepReport
 
 INTERRUPTED = 130
+_COUNTED = 20
 
 
 def sweep(
@@ -33,7 +35,8 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="Folder of the dataset.")] = None,
     backend: Annotated[str, typer.Option(help="auto, nsys, torch-profiler or inprocess.")] = "auto",
     counters: Annotated[
-        str | None, typer.Option(help="ncu: add hardware counters after timing.")
+        str | None,
+        typer.Option(help="ncu: add hardware counters of 20 scenarios after timing; ncu:N of N."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, over the spec's own.")] = None,
     ep: Annotated[int, typer.Option(help="Expert-parallel degree of a named model.")] = 1,
@@ -53,10 +56,7 @@ def sweep(
     chosen = _spec(spec, preset, model_config, from_model, ep, tp)
     device_name = _device(device or chosen.device, planning=dry_run)
     plan = make_plan(chosen, device_name, isolate=isolate)
-    if counters not in (None, "ncu"):
-        raise InputError(
-            f"--counters {counters!r} is unknown", "nothing was measured", "use --counters ncu"
-        )
+    counted = _counted(counters)
     if dry_run:
         _print_plan(plan, as_json)
         return
@@ -64,14 +64,14 @@ def sweep(
         raise InputError(
             "--out is missing", "there is nowhere to write to", "name a folder with --out DIR"
         )
-    _measure(plan, out, backend, counters, resume=resume, as_json=as_json)
+    _measure(plan, out, backend, counted, resume=resume, as_json=as_json)
 
 
 def _measure(
     plan: Plan,
     out: Path,
     backend_name: str,
-    counters: str | None,
+    counted: int,
     *,
     resume: bool,
     as_json: bool,
@@ -103,7 +103,7 @@ def _measure(
             with SweepProgress(plan, finished_runs(plan, out)) as progress:
                 report = work.run(progress)
             notes = _uncaptured(report.uncaptured)
-            notes += _count_events(plan, out, fingerprint) if counters else []
+            notes += _count_events(plan, out, fingerprint, counted) if counted else []
         except KeyboardInterrupt:
             error_line(
                 f"interrupted; what was measured is in {out}; go on with the same command "
@@ -175,12 +175,26 @@ def _device(name: str, *, planning: bool) -> DeviceName:
     return "cpu"
 
 
-def _count_events(plan: Plan, out: Path, fingerprint: DeviceFingerprint) -> list[str]:
+def _counted(option: str | None) -> int:
+    """How many scenarios --counters asks for."""
+    if option is None:
+        return 0
+    match = re.fullmatch(r"ncu(?::([1-9]\d{0,4}))?", option)
+    if match is None:
+        raise InputError(
+            f"--counters {option!r} is unknown",
+            "nothing was measured",
+            "use --counters ncu, or ncu:N for N scenarios",
+        )
+    return int(match[1] or _COUNTED)
+
+
+def _count_events(plan: Plan, out: Path, fingerprint: DeviceFingerprint, limit: int) -> list[str]:
     from costprof.profiler.counters import add_counters
 
-    counted = add_counters(plan, out, fingerprint)
-    notes = [f"ncu counted {counted.counted} scenarios"]
-    return [*notes, counted.problem] if counted.problem else notes
+    report = add_counters(plan, out, fingerprint, limit=limit)
+    before = f", {report.known} before" if report.known else ""
+    return [f"ncu counted {report.counted} scenarios{before}", *report.problems]
 
 
 def _uncaptured(scenarios: int) -> list[str]:

@@ -53,12 +53,12 @@ class Journal:
         return {event["run_id"]: event for event in self.events() if event["event"] == "done"}
 
     def unfinished_marks(self) -> list[str]:
-        """Return the process marks of attempts that began and never ended."""
+        """Return the process marks of attempts and counts that began and never ended."""
         open_marks: dict[str, None] = {}
         for event in self.events():
-            if event["event"] == "attempt":
+            if event["event"] in ("attempt", "count"):
                 open_marks[event["mark"]] = None
-            elif event["event"] == "done":
+            elif event["event"] in ("done", "counted"):
                 open_marks.clear()
         return list(open_marks)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from costprof.core.errors import ExportError, ToolError
+from costprof.core.errors import DatasetError, ExportError, ToolError
 from costprof.core.files import replacing
 from costprof.profiler.ncu_units import base_unit
 from costprof.profiler.parts import no_empty_folders
@@ -51,21 +52,51 @@ def ingest_counters(path: Path, out_dir: Path, *, part: str, source: str) -> int
             "see whether ncu said that no kernels were profiled, or ERR_NVGPUCTRPERM, and whether "
             "the file is whole",
         )
+    every = itertools.chain([first], counters)
+    with no_empty_folders(out_dir):
+        return write_counters(every, out_dir, part=part, source=source)
+
+
+def write_counters(
+    counters: Iterable[Counter],
+    out_dir: Path,
+    *,
+    part: str,
+    source: str,
+    scenario_id: str | None = None,
+) -> int:
+    """Write `counters` as the part `part` of `out_dir`, atomically; return their number."""
     count = 0
-    target = out_dir / "counters" / f"{part}.parquet"
     with (
-        no_empty_folders(out_dir),
-        replacing(target) as temporary,
+        replacing(out_dir / "counters" / f"{part}.parquet") as temporary,
         pq.ParquetWriter(temporary, COUNTERS, compression="zstd") as writer,
     ):
-        batch = [first]
+        batch: list[Counter] = []
         for counter in counters:
             batch.append(counter)
             if len(batch) == _BATCH:
-                count += _write(writer, batch, source)
+                count += _write(writer, batch, source, scenario_id)
                 batch = []
-        count += _write(writer, batch, source)
+        count += _write(writer, batch, source, scenario_id)
     return count
+
+
+def read_counters(path: Path) -> list[Counter]:
+    """Return what `write_counters` wrote into one part.
+
+    Raises:
+        DatasetError: the part is damaged or of another schema.
+    """
+    try:
+        table = pq.read_table(path, schema=COUNTERS)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(
+            f"{path} is damaged ({str(error).splitlines()[0]})",
+            "its counters cannot be read",
+            "delete that file and count again with --resume --counters ncu",
+        ) from error
+    columns = ("kernel_index", "kernel_name", "metric", "unit", "value")
+    return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
 
 
 def read_raw_page(path: Path, *, name: str | None = None) -> Iterator[Counter]:
@@ -149,9 +180,12 @@ def read_report(path: Path, *, name: str | None = None) -> Iterator[Counter]:
             index += 1
 
 
-def _write(writer: pq.ParquetWriter, batch: list[Counter], source: str) -> int:
+def _write(
+    writer: pq.ParquetWriter, batch: list[Counter], source: str, scenario_id: str | None
+) -> int:
     if batch:
-        columns = [[source] * len(batch), *map(list, zip(*batch, strict=True))]
+        origin = [[source] * len(batch), [scenario_id] * len(batch)]
+        columns = [*origin, *map(list, zip(*batch, strict=True))]
         writer.write_table(pa.table(dict(zip(COUNTERS.names, columns, strict=True)), COUNTERS))
     return len(batch)
 

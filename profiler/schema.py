@@ -170,6 +170,7 @@ RANGES = pa.schema(
 COUNTERS = pa.schema(
     [
         ("source", _S),
+        ("scenario_id", _S),  # NULL: of a report that no sweep made
         ("kernel_index", _I),  # order of the profiled launches in the report, from 0
         ("kernel_name", _S),
         ("metric", _S),

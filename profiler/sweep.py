@@ -27,7 +27,7 @@ from costprof.profiler.scripts import write_scripts
 _log = logging.getLogger(__name__)
 
 # Folders whose every file is a sweep's own; the one above them may be anybody's.
-_OWN_FOLDERS = ("measurements", "kernels", "ranges", "scripts")
+_OWN_FOLDERS = ("measurements", "kernels", "ranges", "counters", "scripts")
 
 
 class Observer(Protocol):

@@ -80,7 +80,7 @@ class NsysBackend:
             try:
                 check_profile(completed, report, timeout_s=timeout_s)
                 export = Path(scratch) / "run.sqlite"
-                export_report(report, export, self.tool)
+                export_report(report, export, self.tool, mark=mark)
                 ingest_export(export, folder, part=source, source=source)
                 outcome.calls = self._calls(folder, source)
             except CostprofError as error:

@@ -46,12 +46,18 @@ class ExportInfo:
 
 
 def export_report(
-    report: Path, target: Path, tool: NsysTool, *, timeout_s: float = EXPORT_TIMEOUT_S
+    report: Path,
+    target: Path,
+    tool: NsysTool,
+    *,
+    timeout_s: float = EXPORT_TIMEOUT_S,
+    mark: str | None = None,
 ) -> None:
     """Export a `.nsys-rep` to the SQLite file `target`; on failure leave nothing.
 
     An nsys older than the report fails with an opaque message and leaves a broken file behind, so
-    the export goes to a temporary name until its exit code and metadata have been seen.
+    the export goes to a temporary name until its exit code and metadata have been seen. `mark`
+    names its process, see `profiler.process.run_tool`.
 
     Raises:
         InputError: `report` cannot be read.
@@ -71,6 +77,7 @@ def export_report(
                 report.absolute(),
             ],
             timeout_s=timeout_s,
+            mark=mark,
             cwd=Path(folder),
         )
         if completed.timed_out:
