@@ -155,7 +155,7 @@ RANGES = pa.schema(
         ("path", pa.list_(_S)),  # texts from the outermost range to this one
         ("global_tid", _I),
         ("start_ns", _I),
-        ("end_ns", _I),
+        ("end_ns", _I),  # NULL, as the durations: still open when the capture closed
         ("duration_ns", _I),
         ("self_ns", _I),  # duration less that of the child ranges
         # CUDA API calls made while this range was innermost, each counted once.

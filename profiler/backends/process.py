@@ -24,10 +24,25 @@ def note_crash(outcome: RunOutcome, completed: Completed, timeout_s: float) -> N
         return
     if completed.timed_out:
         outcome.crash = f"not done within {timeout_s:.0f} s"
-    elif completed.returncode < 0:
-        outcome.crash = f"the process died of {signal.Signals(-completed.returncode).name}"
+    elif name := _signal_name(completed.returncode, crashed=outcome.crash is not None):
+        outcome.crash = f"the process died of {name}"
     elif outcome.crash is not None:
         # Standard error alone: a profiler talks of its own affairs on standard output.
         lines = [line.strip() for line in completed.stderr.splitlines() if line.strip()]
         if lines:
             outcome.crash = f"the process failed: {lines[-1][:300]}"
+
+
+def _signal_name(returncode: int, *, crashed: bool) -> str | None:
+    """The signal that ended a process, or a process run by a tool that reports it as 128 + number.
+
+    >>> _signal_name(-9, crashed=True), _signal_name(139, crashed=True)
+    ('SIGKILL', 'SIGSEGV')
+    >>> _signal_name(139, crashed=False) is _signal_name(3, crashed=True) is None
+    True
+    """
+    number = -returncode if returncode < 0 else returncode - 128 if crashed else 0
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return None

@@ -67,7 +67,8 @@ def stage(connection: duckdb.DuckDBPyConnection, info: ExportInfo, schema: str) 
     - `launches(global_pid, correlation_id, start_ns, end_ns, global_tid, range_id)`: one row per
       CUDA API call. Some versions record a call twice, once for its versioned name: the two are
       merged, else every kernel would double. `range_id` is -1 where no range was open;
-    - `ranges`, `segments`: see `innermost`.
+    - `ranges`, `segments`: see `innermost`. A range still open when the capture closed has no
+      `end_ns`.
     """
     # The tables are read once or twice and thrown away; finding a compression costs more.
     connection.execute("PRAGMA force_compression = 'uncompressed'")
@@ -97,10 +98,20 @@ def stage(connection: duckdb.DuckDBPyConnection, info: ExportInfo, schema: str) 
 
 def _stage_ranges(connection: duckdb.DuckDBPyConnection, info: ExportInfo, schema: str) -> None:
     events = source_rows(info, schema, NVTX)
+    # A range that was open when the capture closed has no end. For attribution it lasts past every
+    # other moment; how long it took is not known.
+    moments = f"""
+        SELECT max("end") AS at_ns FROM {events}
+        UNION ALL SELECT max(start) FROM {events}
+        UNION ALL SELECT max("end") FROM {source_rows(info, schema, RUNTIME)}
+    """
+    (last_ns,) = connection.execute(f"SELECT max(at_ns) FROM ({moments})").fetchone() or (None,)
+    open_ns = 1 + int(last_ns or 0)
     connection.execute(
         f"""
         CREATE TABLE events AS
-        SELECT event.globalTid AS global_tid, event.start AS start_ns, event."end" AS end_ns,
+        SELECT event.globalTid AS global_tid, event.start AS start_ns,
+            coalesce(event."end", {open_ns}) AS end_ns,
             event.eventType AS event_type, coalesce(event.domainId, 0) AS domain_id,
             coalesce(event.text, strings.value) AS text
         FROM {events} AS event LEFT JOIN strings ON strings.id = event.textId
@@ -121,6 +132,7 @@ def _stage_ranges(connection: duckdb.DuckDBPyConnection, info: ExportInfo, schem
             f"CREATE TABLE ranges AS FROM read_json({quoted_file(ranges)}, "
             f"format = 'newline_delimited', columns = {_columns(_RANGE_TYPES)})"
         )
+    connection.execute(f"UPDATE ranges SET end_ns = NULL, self_ns = NULL WHERE end_ns = {open_ns}")
     connection.execute("DROP TABLE events")
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nsys_exports import SCHEMAS, Export, thread
-from nsys_reference import Reference, attribution
+from nsys_reference import OPEN, Range, Reference, attribution
 
 from costprof.profiler.ingest import IngestSummary, ingest_export
 from costprof.profiler.schema import KERNELS, RANGES
@@ -193,13 +193,13 @@ def _check_ranges(export: Path, part: Path) -> None:
             (
                 item.tid,
                 item.start,
-                item.end,
+                _end(item),
                 "push_pop" if item.kind == 59 else "start_end",
                 item.domain,
                 item.text,
                 tuple(reference.path(item)),
-                parent and (parent.start, parent.end, parent.text),
-                max(0, self_ns),
+                parent and (parent.start, _end(parent), parent.text),
+                None if item.end == OPEN else max(0, self_ns),
             )
         )
     rows = pq.read_table(part).to_pylist() if part.exists() else []
@@ -209,7 +209,8 @@ def _check_ranges(export: Path, part: Path) -> None:
     for row in rows:
         parent = by_id.get(row["parent_id"])
         assert row["depth"] == len(row["path"]) - 1
-        assert row["duration_ns"] == row["end_ns"] - row["start_ns"]
+        ended = row["end_ns"] is not None
+        assert row["duration_ns"] == (row["end_ns"] - row["start_ns"] if ended else None)
         found.append(
             (
                 row["global_tid"],
@@ -224,6 +225,10 @@ def _check_ranges(export: Path, part: Path) -> None:
             )
         )
     assert sorted(found, key=repr) == sorted(expected, key=repr)
+
+
+def _end(item: Range) -> int | None:
+    return None if item.end == OPEN else item.end
 
 
 TID = thread(1, 1)
@@ -254,6 +259,29 @@ def test_the_launch_decides_not_the_time_on_the_gpu(tmp_path: Path) -> None:
     _, rows = _ingest(export.write(tmp_path / "e.sqlite"), tmp_path)
     assert rows[0]["range_text"] == "launched"
     assert (rows[0]["name"], rows[0]["demangled_name"]) == ("k", "void k<int>()")
+
+
+def test_a_range_that_is_open_when_the_capture_closes_owns_what_was_launched_in_it(
+    tmp_path: Path,
+) -> None:
+    export = Export(
+        events=[_range(5, 9, "done"), {**_range(10, 0, "open"), "end": None}],
+        calls=[_call(6, 1), _call(20, 2), _call(400, 3)],
+        kernels=[_kernel(500, 1), _kernel(520, 2), _kernel(540, 3)],
+        strings={1: "k", 2: "k()"},
+    ).write(tmp_path / "e.sqlite")
+    summary, rows = _ingest(export, tmp_path / "d")
+    assert {row["correlation_id"]: row["range_text"] for row in rows} == {
+        1: "done",
+        2: "open",
+        3: "open",
+    }
+    assert (summary.attributed, summary.no_range) == (3, 0)
+    ranges = pq.read_table(tmp_path / "d/ranges/p.parquet").to_pylist()
+    open_range = next(row for row in ranges if row["text"] == "open")
+    assert (open_range["start_ns"], open_range["end_ns"]) == (10, None)
+    assert (open_range["duration_ns"], open_range["self_ns"]) == (None, None)
+    assert open_range["api_calls"] == 2
 
 
 def test_equal_correlation_ids_of_two_processes_are_kept_apart(tmp_path: Path) -> None:

@@ -13,6 +13,10 @@ from typing import Any
 PID_MASK = ~0xFFFFFF
 
 
+OPEN = 10**18
+"""End of a range that was open when the capture closed: after every moment of it."""
+
+
 @dataclass(frozen=True)
 class Range:
     """A push/pop or start/end range, in the export's order."""
@@ -62,8 +66,9 @@ class Reference:
                     domains[key] = min(domains.get(key, event["text"]), event["text"])
         self.ranges: dict[int, list[Range]] = {}
         for event in events:
-            tid, end = event["globalTid"], event["end"]
-            if event["eventType"] in (59, 60) and tid is not None and end is not None:
+            tid = event["globalTid"]
+            end = OPEN if event["end"] is None else event["end"]
+            if event["eventType"] in (59, 60) and tid is not None:
                 if end < event["start"]:
                     continue
                 domain_id = event["domainId"] or 0
