@@ -67,6 +67,7 @@ def run_tool(
     env: Mapping[str, str] | None = None,
     logs: Path | None = None,
     mark: str | None = None,
+    progress: Path | None = None,
 ) -> Completed:
     """Run `args` without a shell and wait; at the time-out or on Ctrl-C end all it started.
 
@@ -78,6 +79,8 @@ def run_tool(
         logs: Folder that keeps `stdout.log` and `stderr.log`; by default they are temporary.
         mark: Names the run for `end_marked_processes`, by default a random text. Give one and
             write it down first to be able to clean up after your own process was killed.
+        progress: A file that grows as the tool gets on: `timeout_s` then counts from the last time
+            it did.
 
     Raises:
         ToolError: the program cannot be started at all.
@@ -113,9 +116,7 @@ def run_tool(
             ) from error
         timed_out = False
         try:
-            process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            timed_out = True
+            timed_out = not _wait(process, timeout_s, progress)
         finally:
             try:
                 _end(process, run_mark)
@@ -152,6 +153,25 @@ def end_marked_processes(mark: str, *, grace_s: float = 0.0) -> int:
         time.sleep(_POLL_S)
         left = set(_marked(mark))
     return len(killed)
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_s: float, progress: Path | None) -> bool:
+    """Wait for the end of `process`; False after `timeout_s` with neither end nor progress."""
+    began = time.time()
+    while True:
+        quiet_s = time.time() - max(began, _changed_at(progress))
+        if quiet_s >= timeout_s:
+            return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout_s - quiet_s)
+            return True
+
+
+def _changed_at(path: Path | None) -> float:
+    try:
+        return path.stat().st_mtime if path is not None else 0.0
+    except OSError:
+        return 0.0
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:

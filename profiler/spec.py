@@ -134,7 +134,7 @@ class TimingSpec(_Strict):
     max_pass_disagreement: float = Field(default=0.05, gt=0)
     remeasure: int = Field(default=2, ge=0)
     run_seconds: float = Field(default=30.0, gt=0)
-    timeout_s: float = Field(default=300.0, gt=0)
+    timeout_s: float = Field(default=300.0, gt=0)  # of one pass of one scenario
     threads: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")

@@ -40,6 +40,7 @@ class Backend(Protocol):
             script: The run script.
             source: Name of this attempt in the `source` columns of the dataset.
             folder: The dataset, for backends that add to `kernels/` and `ranges/`.
-            timeout_s: Seconds before the process and all it started are killed.
+            timeout_s: Seconds without a finished scenario or pass before the process and all it
+                started are killed.
             mark: Name of its processes, see `profiler.process.end_marked_processes`.
         """

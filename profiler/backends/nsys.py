@@ -74,6 +74,7 @@ class NsysBackend:
                     env=importing_environment(environment),
                     logs=notes.with_suffix(""),
                     mark=mark,
+                    progress=notes,
                 )
             outcome, _ = read_results(notes)
             note_crash(outcome, completed, timeout_s)

@@ -36,6 +36,7 @@ class SelfTimed:
             env=importing_environment(),
             logs=notes.with_suffix(""),
             mark=mark,
+            progress=notes,
         )
         outcome, done = read_results(notes)
         note_crash(outcome, completed, timeout_s)

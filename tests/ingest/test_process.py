@@ -128,3 +128,21 @@ def test_a_later_process_can_end_a_run_by_its_mark() -> None:
         assert end_marked_processes("test-mark-7f3a") == 1
     assert process.wait(5) == -9
     assert end_marked_processes("test-mark-7f3a") == 0
+
+
+def test_a_tool_that_gets_on_may_take_longer_than_its_time(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    code = (
+        "import sys, time\n"
+        "for _ in range(6):\n"
+        "    open(sys.argv[1], 'a').write('x')\n"
+        "    time.sleep(0.5)\n"
+        "time.sleep(float(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-c", code, str(notes)]
+    patient = run_tool([*command, "0"], timeout_s=2.0, progress=notes)
+    assert patient.succeeded
+    assert patient.wall_s > 2.5
+    stuck = run_tool([*command, "60"], timeout_s=2.0, progress=notes)
+    assert stuck.timed_out
+    assert stuck.wall_s < 30
