@@ -108,7 +108,7 @@ def _measured(spec: SweepSpec, device: DeviceName) -> list[Scenario]:
     for entry in spec.measure:
         expert = spec.experts[entry.expert].to_class()
         for op, cache, config in itertools.product(entry.ops, entry.cache, entry.configs):
-            name = entry.kernels.get(op) or default_kernel_name(expert, op)
+            name = entry.kernels.get(op) or default_kernel_name(expert, op, device)
             kernel = resolve_kernel(name, config)
             found += [
                 Scenario(
@@ -133,7 +133,7 @@ def _layers(spec: SweepSpec, device: DeviceName) -> list[Scenario]:
     found = []
     for entry in spec.layer:
         expert = spec.experts[entry.expert].to_class()
-        name = entry.kernel or default_kernel_name(expert, "layer")
+        name = entry.kernel or default_kernel_name(expert, "layer", device)
         for config, cache, distribution, tokens in itertools.product(
             entry.configs, entry.cache, entry.distributions, entry.tokens
         ):
