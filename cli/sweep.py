@@ -102,7 +102,8 @@ def _measure(
         try:
             with SweepProgress(plan, finished_runs(plan, out)) as progress:
                 report = work.run(progress)
-            notes = _count_events(plan, out, fingerprint) if counters else []
+            notes = _uncaptured(report.uncaptured)
+            notes += _count_events(plan, out, fingerprint) if counters else []
         except KeyboardInterrupt:
             error_line(
                 f"interrupted; what was measured is in {out}; go on with the same command "
@@ -180,6 +181,15 @@ def _count_events(plan: Plan, out: Path, fingerprint: DeviceFingerprint) -> list
     counted = add_counters(plan, out, fingerprint)
     notes = [f"ncu counted {counted.counted} scenarios"]
     return [*notes, counted.problem] if counted.problem else notes
+
+
+def _uncaptured(scenarios: int) -> list[str]:
+    if not scenarios:
+        return []
+    return [
+        f"{scenarios} scenarios wait for the device and fit no CUDA graph: timed by events, with "
+        "the host's part in them (timer cuda_event)"
+    ]
 
 
 def _print_plan(plan: Plan, as_json: bool) -> None:

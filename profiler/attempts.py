@@ -25,6 +25,7 @@ class Attempts:
         processes: How many processes have run.
         best: The best attempt at each scenario tried so far, by scenario id.
         tried: How many attempts each scenario has had.
+        uncapturable: Scenarios that the next process must not capture in a CUDA graph, and why.
     """
 
     def __init__(self, run: Run, timing: TimingSpec) -> None:
@@ -35,6 +36,7 @@ class Attempts:
         self._badness: dict[str, float] = {}
         self.processes = 0
         self.best: dict[str, Attempt] = {}
+        self.uncapturable: dict[str, str] = {}
         self.tried: dict[str, int] = {scenario.scenario_id: 0 for scenario in run.scenarios}
 
     def pending(self) -> list[Scenario]:
@@ -48,6 +50,7 @@ class Attempts:
         self.processes += 1
         if outcome.cut_short is not None:
             self._crashes[outcome.cut_short] = self._crashes.get(outcome.cut_short, 0) + 1
+        self.uncapturable |= outcome.uncapturable
         self._raised |= outcome.errors.keys()
         for name in (scenario.scenario_id for scenario in scenarios):
             summary, problem = self._judge(name, outcome)
@@ -62,6 +65,7 @@ class Attempts:
                     summary=summary,
                     problem=problem,
                     threads=outcome.threads,
+                    timer=outcome.timers.get(name),
                     measured_at=datetime.datetime.now(datetime.UTC),
                 )
 
@@ -75,6 +79,8 @@ class Attempts:
                 return None, f"{unseen} of {wall_us.size} calls show no kernel and no duration"
             summary = summarise(outcome.calls[name])
             return summary, quality_problem(summary, self._timing)
+        if outcome.stopped:
+            return None, None  # what stopped it raised an error, or is not captured next time
         if outcome.crash is not None:
             blamed = outcome.cut_short in (None, name)
             return None, outcome.crash if blamed else None

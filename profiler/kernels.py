@@ -106,6 +106,7 @@ def resolve_kernel(name: str, config: dict[str, int] | None = None) -> Kernel:
     return Kernel(
         name=name,
         source_hash=_source_hash(function),
+        # What runs an adapter of ours is the library it calls.
         framework=_framework(getattr(function, "framework", module_name)),
         config=dict(config or {}),
     )

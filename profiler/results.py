@@ -17,13 +17,15 @@ Floats = NDArray[np.float64]
 class Calls:
     """Timed calls of one scenario in one process, in order; arrays have one entry per call.
 
-    `kernel_sum_us` and `kernels` are NaN where the backend does not see kernels.
+    `kernel_sum_us` and `kernels` are NaN where the backend does not see kernels. An entry is the
+    mean over `calls_per_sample` consecutive calls.
     """
 
     wall_us: Floats
     kernel_sum_us: Floats
     kernels: Floats
     pass_index: NDArray[np.int64]
+    calls_per_sample: int = 1
 
 
 @dataclass(slots=True)
@@ -31,11 +33,17 @@ class RunOutcome:
     """What one process measured.
 
     `cut_short` is the scenario that was being measured when the process died, if it did; `crash`
-    then says how. `unread` says why the timings of a finished process could not be had.
+    then says how. `unread` says why the timings of a finished process could not be had. `stopped`
+    means that the process ended itself, because a scenario had made its device unusable: those it
+    had not come to are not to blame. `timers` says what timed each scenario, `uncapturable` which
+    of them could not be captured in a CUDA graph, and why.
     """
 
     calls: dict[str, Calls] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    timers: dict[str, str] = field(default_factory=dict)
+    uncapturable: dict[str, str] = field(default_factory=dict)
+    stopped: bool = False
     measuring_s: float = 0.0
     threads: int | None = None
     cut_short: str | None = None
@@ -65,10 +73,16 @@ def read_results(path: Path) -> tuple[RunOutcome, list[dict[str, Any]]]:
                     outcome.errors[note["scenario_id"]] = note["error"]
                 else:
                     outcome.measuring_s += note["measuring_s"]
+                    outcome.timers[note["scenario_id"]] = note["timer"]
                     done.append(note)
+            case "uncapturable":
+                outcome.cut_short = None
+                outcome.uncapturable[note["scenario_id"]] = note["reason"]
+            case "stopped":
+                outcome.stopped = True
             case "ended":
                 ended = True
-    if not ended:
+    if not ended and not outcome.stopped:
         outcome.crash = "the process ended before its run was over"
     return outcome, [note for note in done if note["scenario_id"] not in outcome.errors]
 
@@ -92,6 +106,7 @@ def _join(passes: list[dict[str, Any]]) -> Calls:
         kernel_sum_us=column("kernel_sum_us"),
         kernels=column("kernels"),
         pass_index=np.concatenate(index),
+        calls_per_sample=max(note.get("calls_per_sample", 1) for note in passes),
     )
 
 

@@ -36,7 +36,6 @@ class Provenance:
     """By what, where and under which software a sweep measures."""
 
     backend: str
-    timer: str
     tool_version: str
     device: DeviceFingerprint
     software: dict[str, str]
@@ -50,6 +49,7 @@ class Attempt:
     summary: Summary | None
     problem: str | None
     threads: int | None
+    timer: str | None
     measured_at: datetime.datetime
 
 
@@ -70,7 +70,7 @@ def measurement_row(
         "error": attempt.problem,
         "attempts": attempts,
         "backend": provenance.backend,
-        "timer": provenance.timer,
+        "timer": attempt.timer,
         "tool_version": provenance.tool_version,
         "costprof_version": provenance.software["costprof"],
         "python_version": provenance.software["python"],
@@ -125,6 +125,7 @@ def _timing(summary: Summary) -> dict[str, Any]:
         "latency_us_p75": summary.p75_us,
         "latency_us_p95": summary.p95_us,
         "n": summary.n,
+        "calls_per_sample": summary.calls_per_sample,
         "robust_cv": summary.robust_cv,
         "pass_disagreement": summary.pass_disagreement,
         "kernel_sum_us": summary.kernel_sum_us,

@@ -57,6 +57,7 @@ MEASUREMENTS = pa.schema(
         ("latency_us_p75", _F),
         ("latency_us_p95", _F),
         ("n", _I),
+        ("calls_per_sample", _I),  # a sample is the mean over so many consecutive calls
         ("robust_cv", _F),  # (p75 - p25) / p50
         ("pass_disagreement", _F),  # (largest - smallest p50 of a pass) / p50
         ("attempts", _I),
@@ -86,7 +87,8 @@ MEASUREMENTS = pa.schema(
         ("counters", pa.map_(_S, _F)),
         # By what, where and when.
         ("backend", _S),  # nsys, torch-profiler, inprocess
-        ("timer", _S),  # nvtx_range, kernel_span, cuda_event, monotonic_clock, profiler_range
+        # nvtx_range, kernel_span, cuda_graph, cuda_event, monotonic_clock, profiler_range
+        ("timer", _S),
         ("tool_version", _S),
         ("costprof_version", _S),
         ("python_version", _S),

@@ -6,6 +6,8 @@ a spec can name travels as data, in the JSON file beside each script.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -30,12 +32,23 @@ _MEMORY_SHARE = 0.25
 
 
 def write_scripts(
-    run: Run, folder: Path, mode: Mode, timing: TimingSpec, device: DeviceFingerprint
+    run: Run,
+    folder: Path,
+    mode: Mode,
+    timing: TimingSpec,
+    device: DeviceFingerprint,
+    *,
+    uncapturable: Collection[str] = (),
 ) -> Path:
-    """Write the scripts of `run` into `folder` and return the path of the run script."""
+    """Write the scripts of `run` into `folder` and return the path of the run script.
+
+    The scenarios whose ids are in `uncapturable` do not try to capture a CUDA graph.
+    """
     for scenario in run.scenarios:
         path = folder / f"{scenario.scenario_id}.py"
-        write_json(path.with_suffix(".json"), _values(scenario, timing, device))
+        values = _values(scenario, timing, device)
+        values["graph"] = scenario.scenario_id not in uncapturable
+        write_json(path.with_suffix(".json"), values)
         write_text(path, _render("scenario.py.j2", scenario, mode))
     path = folder / f"{run.run_id}.py"
     write_json(
@@ -46,7 +59,8 @@ def write_scripts(
             "threads": timing.threads,
         },
     )
-    write_text(path, _environment().get_template("run.py.j2").render() + "\n")
+    text = _environment().get_template("run.py.j2").render(device=run.scenarios[0].device)
+    write_text(path, text + "\n")
     return path
 
 
@@ -66,9 +80,22 @@ def _values(scenario: Scenario, timing: TimingSpec, device: DeviceFingerprint) -
         "target_ms": timing.target_ms,
         "min_repetitions": timing.min_repetitions,
         "max_repetitions": timing.max_repetitions,
-        "rotate_bytes": _ROTATE_CACHES * (device.cache_bytes or _UNKNOWN_CACHE_BYTES),
+        "rotate_bytes": _rotate_bytes(scenario, device),
         "memory_bytes": int(_MEMORY_SHARE * device.memory_bytes),
     }
+
+
+def _rotate_bytes(scenario: Scenario, device: DeviceFingerprint) -> int:
+    """Size of the copies that make the weights a call reads cold.
+
+    A layer reads the weights of its active experts alone, so its copies must be larger for as much
+    to be read between two calls on the same one.
+    """
+    cold = _ROTATE_CACHES * (device.cache_bytes or _UNKNOWN_CACHE_BYTES)
+    if scenario.layer is None:
+        return cold
+    active = sum(count > 0 for count in scenario.layer.counts)
+    return math.ceil(cold * scenario.layer.experts / max(active, 1))
 
 
 def _operands_key(scenario: Scenario) -> str:

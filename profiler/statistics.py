@@ -19,6 +19,7 @@ class Summary:
     """
 
     n: int
+    calls_per_sample: int
     mean_us: float
     p05_us: float
     p25_us: float
@@ -38,6 +39,7 @@ def summarise(calls: Calls) -> Summary:
     medians = [np.median(wall[calls.pass_index == index]) for index in np.unique(calls.pass_index)]
     return Summary(
         n=int(wall.size),
+        calls_per_sample=calls.calls_per_sample,
         mean_us=float(wall.mean()),
         p05_us=p05,
         p25_us=p25,

@@ -36,9 +36,10 @@ GROUP BY op, block, d_model, d_ff, weights, cache, experts, measurements.class_i
 ORDER BY block DESC, d_model, d_ff, weights, op, cache
 """
 _ORIGIN = """
-SELECT DISTINCT device_name, device_kind, backend, timer, tool_version, torch_version,
-       num_threads, energy_source
-FROM measurements ORDER BY ALL
+SELECT device_name, device_kind, backend, string_agg(DISTINCT timer, ', ' ORDER BY timer) AS timer,
+       tool_version, torch_version, num_threads,
+       string_agg(DISTINCT energy_source, ', ' ORDER BY energy_source) AS energy_source
+FROM measurements GROUP BY ALL ORDER BY ALL
 """
 _FAILURES = """
 SELECT op, tokens, error, count(*) AS scenarios

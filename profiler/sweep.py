@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,9 +42,13 @@ class Observer(Protocol):
 
 @dataclass(slots=True)
 class SweepReport:
-    """What a sweep did: scenarios by status, and how its seconds were spent."""
+    """What a sweep did: scenarios by status, and how its seconds were spent.
+
+    `uncaptured` are the scenarios measured on a GPU that could not be held in a CUDA graph.
+    """
 
     statuses: dict[str, int] = field(default_factory=dict)
+    uncaptured: int = 0
     measuring_s: float = 0.0
     wall_s: float = 0.0
 
@@ -94,12 +99,13 @@ class Sweep:
             number = attempts.processes
             source = f"{run.run_id}.{number}"
             observer.process_begins(run, len(pending), notes_path(self.folder, source))
-            outcome = self._attempt(Run(tuple(pending)), run, source, journal)
+            outcome = self._attempt(
+                Run(tuple(pending)), run, source, journal, attempts.uncapturable
+            )
             report.measuring_s += outcome.measuring_s
             attempts.add(pending, outcome, source)
         provenance = Provenance(
             backend=self.backend.name,
-            timer=self.backend.timer,
             tool_version=self.backend.tool_version,
             device=self.device,
             software=self.software,
@@ -117,15 +123,28 @@ class Sweep:
         statuses: dict[str, int] = {}
         for row in rows:
             _count(statuses, {row["status"]: 1})
+        report.uncaptured += sum(row["timer"] == "cuda_event" for row in rows)
         write_measurements(self.folder, run.run_id, rows)
         journal.append("done", run_id=run.run_id, statuses=statuses)
         observer.run_ends(run, statuses)
         return statuses
 
-    def _attempt(self, subset: Run, run: Run, source: str, journal: Journal) -> RunOutcome:
+    def _attempt(
+        self,
+        subset: Run,
+        run: Run,
+        source: str,
+        journal: Journal,
+        uncapturable: Collection[str],
+    ) -> RunOutcome:
         timing = self.plan.timing
         script = write_scripts(
-            subset, self.folder / "scripts", self.backend.mode, timing, self.device
+            subset,
+            self.folder / "scripts",
+            self.backend.mode,
+            timing,
+            self.device,
+            uncapturable=uncapturable,
         )
         mark = uuid.uuid4().hex
         journal.append("attempt", run_id=run.run_id, source=source, mark=mark)

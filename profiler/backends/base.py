@@ -17,10 +17,6 @@ class Backend(Protocol):
         """`nsys`, `torch-profiler` or `inprocess`; the `backend` column."""
 
     @property
-    def timer(self) -> str:
-        """What a latency is, the `timer` column."""
-
-    @property
     def tool_version(self) -> str:
         """Version of the tool that timed."""
 

@@ -29,9 +29,9 @@ def choose_backend(name: str, device: DeviceName, max_repetitions: int) -> Backe
     if name == "nsys":
         backend: Backend = NsysBackend(require_nsys(), device, max_repetitions)
     elif name == "torch-profiler":
-        backend = torch_profiler_backend(device)
+        backend = torch_profiler_backend()
     elif name == "inprocess":
-        backend = inprocess_backend(device)
+        backend = inprocess_backend()
     elif name == "auto":
         return _best(device, max_repetitions)
     else:
@@ -45,7 +45,7 @@ def choose_backend(name: str, device: DeviceName, max_repetitions: int) -> Backe
 
 
 def _best(device: DeviceName, max_repetitions: int) -> Backend:
-    fallback = torch_profiler_backend(device) if device == "cuda" else inprocess_backend(device)
+    fallback = torch_profiler_backend() if device == "cuda" else inprocess_backend()
     tool = find_nsys()
     if tool is None:
         _log.warning("nsys was not found; timing with %s instead", fallback.name)

@@ -44,11 +44,6 @@ class NsysBackend:
         return "nsys"
 
     @property
-    def timer(self) -> str:
-        """Kernel spans on a GPU, NVTX ranges on a CPU."""
-        return "kernel_span" if self.device == "cuda" else "nvtx_range"
-
-    @property
     def mode(self) -> Mode:
         """Scripts emit NVTX ranges."""
         return "nvtx"

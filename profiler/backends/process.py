@@ -16,7 +16,12 @@ def script_command(script: Path, results: Path) -> list[str]:
 
 
 def note_crash(outcome: RunOutcome, completed: Completed, timeout_s: float) -> None:
-    """Make the way the process ended part of `outcome`, where it did not end well."""
+    """Make the way the process ended part of `outcome`, where it did not end well.
+
+    One that stopped because of a broken device may well crash on its way out.
+    """
+    if outcome.stopped:
+        return
     if completed.timed_out:
         outcome.crash = f"not done within {timeout_s:.0f} s"
     elif completed.returncode < 0:

@@ -10,7 +10,6 @@ from costprof.profiler.backends.process import note_crash, script_command
 from costprof.profiler.importing import importing_environment
 from costprof.profiler.process import run_tool
 from costprof.profiler.results import RunOutcome, calls_from_notes, notes_path, read_results
-from costprof.profiler.scenario import DeviceName
 from costprof.profiler.scripts import Mode
 
 
@@ -19,7 +18,6 @@ class SelfTimed:
     """A backend that needs no tool but torch."""
 
     name: str
-    timer: str
     mode: Mode
     tool_version: str
 
@@ -45,16 +43,14 @@ class SelfTimed:
         return outcome
 
 
-def inprocess_backend(device: DeviceName) -> SelfTimed:
-    """CUDA events on a GPU, the monotonic clock on a CPU."""
-    timer = "cuda_event" if device == "cuda" else "monotonic_clock"
-    return SelfTimed("inprocess", timer, "clock", _torch_version())
+def inprocess_backend() -> SelfTimed:
+    """CUDA graphs and events on a GPU, the monotonic clock on a CPU."""
+    return SelfTimed("inprocess", "clock", _torch_version())
 
 
-def torch_profiler_backend(device: DeviceName) -> SelfTimed:
+def torch_profiler_backend() -> SelfTimed:
     """torch.profiler: CUPTI kernel times on a GPU, operator times on a CPU."""
-    timer = "kernel_span" if device == "cuda" else "profiler_range"
-    return SelfTimed("torch-profiler", timer, "profiler", _torch_version())
+    return SelfTimed("torch-profiler", "profiler", _torch_version())
 
 
 def _torch_version() -> str:

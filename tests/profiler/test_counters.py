@@ -75,7 +75,7 @@ def test_counters_that_cannot_be_had_are_explained_and_cost_nothing(
     if detect_device().kind == "gpu":
         pytest.skip("this machine has a GPU whose counters may be readable")
     plan, device = make_plan(tiny_spec, "cpu"), detect_device("cpu")
-    work = Sweep(plan, tmp_path, inprocess_backend("cpu"), device, software_versions())
+    work = Sweep(plan, tmp_path, inprocess_backend(), device, software_versions())
     work.run(Silent())
     before = read_measurements(tmp_path)
     report = add_counters(plan, tmp_path, device)

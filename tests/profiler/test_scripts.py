@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ast
 import itertools
 import json
 import subprocess
@@ -11,6 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from costprof.core.device import detect_device
+from costprof.core.expert import Op
 from costprof.profiler.plan import Run, make_plan
 from costprof.profiler.results import calls_from_notes, read_results
 from costprof.profiler.scripts import Mode, write_scripts
@@ -62,6 +62,8 @@ def test_the_script_of_every_op_runs_and_times_each_pass(tmp_path: Path, mode: M
     assert outcome.errors == {}
     assert outcome.crash is None
     assert outcome.threads == 1
+    timer = {"clock": "monotonic_clock", "profiler": "profiler_range"}[mode]
+    assert set(outcome.timers.values()) == {timer}
     calls = calls_from_notes(done)
     assert calls.keys() == {scenario.scenario_id for scenario in run.scenarios}
     for measured in calls.values():
@@ -75,12 +77,16 @@ def test_the_script_of_every_op_runs_and_times_each_pass(tmp_path: Path, mode: M
 def test_every_template_branch_is_python_and_carries_no_values(tiny_spec: SweepSpec) -> None:
     from costprof.profiler.scripts import _environment
 
+    assert {s.op for s in every_op().scenarios} == set(get_args(Op))
     template = _environment().get_template("scenario.py.j2")
-    ops = [*(s.op for s in every_op().scenarios)]
-    for op, mode, device in itertools.product(set(ops), get_args(Mode), ("cpu", "cuda")):
+    for op, mode, device in itertools.product(get_args(Op), get_args(Mode), ("cpu", "cuda")):
         source = template.render(op=op, mode=mode, device=device)
-        ast.parse(source)
+        compile(source, f"{op}-{mode}-{device}", "exec")
+        assert source.startswith('"""')
         assert max(len(line) for line in source.splitlines()) <= 100
+    for device in ("cpu", "cuda"):
+        source = _environment().get_template("run.py.j2").render(device=device)
+        compile(source, f"run-{device}", "exec")
 
 
 def test_what_a_user_names_travels_as_data_alone(tmp_path: Path) -> None:
@@ -107,6 +113,27 @@ def test_a_scenario_script_runs_alone(tmp_path: Path, tiny_spec: SweepSpec) -> N
     path = tmp_path / f"{plan.scenarios[0].scenario_id}.py"
     done = subprocess.run([sys.executable, str(path)], check=True, capture_output=True, text=True)
     assert json.loads(done.stdout)["label"] == plan.scenarios[0].label()
+
+
+def test_a_layer_that_reads_few_experts_rotates_through_more_copies(tmp_path: Path) -> None:
+    values = {
+        **EVERY_OP,
+        "measure": [],
+        "layer": [
+            {
+                **EVERY_OP["layer"][0],
+                "experts": 16,
+                "tokens": [64],
+                "distributions": ["balanced", "active-2"],
+            }
+        ],
+    }
+    spec = parse_spec(values, source="test")
+    plan = make_plan(spec, "cpu")
+    write_scripts(plan.runs[0], tmp_path, "clock", spec.timing, detect_device("cpu"))
+    paths = [tmp_path / f"{s.scenario_id}.json" for s in plan.scenarios]
+    whole, few = (json.loads(path.read_text())["rotate_bytes"] for path in paths)
+    assert few == 8 * whole
 
 
 def test_cold_weights_are_rotated_past_the_last_level_cache(tmp_path: Path) -> None:

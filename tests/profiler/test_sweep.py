@@ -60,7 +60,7 @@ def sweep(
     report = Sweep(
         plan=plan,
         folder=folder,
-        backend=inprocess_backend("cpu"),
+        backend=inprocess_backend(),
         device=detect_device("cpu"),
         software=software_versions(),
         **options,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from costprof.runtime.kernels import (
     torch_attention,
     torch_ffn,
     torch_grouped,
+    torch_grouped_mm,
     torch_packed,
 )
 
@@ -205,21 +207,43 @@ def naive_attention(
     return out
 
 
+@pytest.mark.parametrize("module", [torch_grouped, torch_grouped_mm])
 @pytest.mark.parametrize("activation", ["swiglu", "relu"])
-def test_grouped_layer_deals_rows_and_never_reads_an_empty_expert(activation: str) -> None:
-    counts = [2, 0, 3, 0]
+def test_grouped_layer_deals_rows_and_never_reads_an_empty_expert(
+    activation: str, module: ModuleType
+) -> None:
+    counts = torch.tensor([2, 0, 3, 0], dtype=torch.int32)
     pairs = [weights(activation, torch.float32, seed) for seed in range(4)]
     w1, w2 = (torch.stack(parts) for parts in zip(*pairs, strict=True))
     w1[1], w2[3] = float("nan"), float("nan")
     x = torch.randn(5, D_MODEL)
-    kernel = {"swiglu": torch_grouped.grouped_swiglu, "relu": torch_grouped.grouped_relu}
+    name = module.__name__.rpartition(".")[2].removeprefix("torch_")
     with torch.inference_mode():
-        actual = kernel[activation](x, counts, w1, w2)
+        actual = getattr(module, f"{name}_{activation}")(x, counts, w1, w2)
     assert_close(actual[:2], naive_expert(x[:2], *pairs[0], activation), torch.float32)
     assert_close(actual[2:], naive_expert(x[2:], *pairs[2], activation), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("counts", [[3, 0, 5, 1], [0, 0, 0, 4], [2, 2, 2, 2], [0, 0, 0, 0]])
+def test_torchs_grouped_product_is_the_loop_over_experts(
+    counts: list[int], dtype: torch.dtype
+) -> None:
+    pairs = [weights("swiglu", dtype, seed) for seed in range(4)]
+    w1, w2 = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+    x = torch.randn(sum(counts), D_MODEL).to(dtype)
+    rows = torch.tensor(counts, dtype=torch.int32)
+    with torch.inference_mode():
+        actual = torch_grouped_mm.grouped_mm_swiglu(x, rows, w1, w2)
+        expected = torch_grouped.grouped_swiglu(x, rows, w1, w2).double()
+    assert actual.shape == expected.shape
+    if x.shape[0]:
+        assert_close(actual, expected, dtype)
 
 
 def test_grouped_layer_refuses_counts_that_do_not_fit() -> None:
     w1, w2 = torch.zeros(2, 8, 4), torch.zeros(2, 4, 4)
     with pytest.raises(InputError, match=r"2 counts summing to 3 for 2 experts and 4 rows; .*"):
-        torch_grouped.grouped_swiglu(torch.zeros(4, 4), [1, 2], w1, w2)
+        torch_grouped.grouped_swiglu(
+            torch.zeros(4, 4), torch.tensor([1, 2], dtype=torch.int32), w1, w2
+        )
