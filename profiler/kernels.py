@@ -28,6 +28,8 @@ _TORCH: dict[tuple[str, str, bool], str] = {
     ("activation", "relu", False): "torch_ffn:relu_activation",
     ("layer", "swiglu", False): "torch_grouped:grouped_swiglu",
     ("layer", "relu", False): "torch_grouped:grouped_relu",
+    ("layer", "swiglu", True): "torch_packed:grouped_swiglu",
+    ("layer", "relu", True): "torch_packed:grouped_relu",
     ("expert", "swiglu", True): "torch_packed:swiglu",
     ("expert", "relu", True): "torch_packed:relu",
     ("fc1", "swiglu", True): "torch_packed:linear",

@@ -23,6 +23,7 @@ from costprof.runtime.kernels.packing import (
     unpack_weight,
 )
 from costprof.runtime.kernels.torch_ffn import silu_mul
+from costprof.runtime.kernels.torch_grouped import grouped
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -86,3 +87,15 @@ def relu(x: Tensor, values1: Tensor, scale1: Tensor, values2: Tensor, scale2: Te
 def linear(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
     """One projection on packed weights, [T, in] → [T, out]."""
     return F.linear(x, unpack_weight(values, scale, x.dtype))
+
+
+@_preparing(pack_weights)
+def grouped_swiglu(x_sorted: Tensor, counts: Tensor, *packed: Tensor) -> Tensor:
+    """SwiGLU experts on packed weights over their rows, [sum(counts), d_model] → the same shape."""
+    return grouped(swiglu, x_sorted, counts, *packed)
+
+
+@_preparing(pack_weights)
+def grouped_relu(x_sorted: Tensor, counts: Tensor, *packed: Tensor) -> Tensor:
+    """ReLU experts on packed weights over their rows, [sum(counts), d_model] → the same shape."""
+    return grouped(relu, x_sorted, counts, *packed)

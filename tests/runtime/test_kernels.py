@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive import naive_expert
+from naive import naive_expert, naive_layer
 from torch import Tensor
 
 from costprof.core.errors import InputError
@@ -148,6 +148,21 @@ def test_eight_bits_are_off_by_at_most_half_a_step(quantisation: str, step: floa
     largest = weight.abs().amax(-1, keepdim=True)
     size = largest if quantisation == "int8" else torch.maximum(weight.abs(), largest * 2**-14)
     assert bool(((restored - weight).abs() <= step * size * 1.0001).all())
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "relu"])
+def test_a_layer_on_packed_weights(activation: str) -> None:
+    expert = ExpertClass(
+        d_model=D_MODEL, d_ff=D_FF, activation=activation, quantisation="int8", dtype="float32"
+    )
+    counts = [2, 0, 1]
+    pairs = [weights(activation, torch.float32, seed) for seed in range(3)]
+    packed = packing.pack_weights(tuple(map(torch.stack, zip(*pairs, strict=True))), expert)
+    kernel = getattr(torch_packed, f"grouped_{activation}")
+    x = torch.randn(3, D_MODEL)
+    actual = kernel(x, torch.tensor(counts, dtype=torch.int32), *packed)
+    dense = [packing.unpack_weight(*packed[i : i + 2], torch.float32) for i in (0, 2)]
+    assert_close(actual, naive_layer(x, counts, *dense, activation), torch.float32)
 
 
 def test_layers_pack_expert_by_expert() -> None:
