@@ -111,8 +111,14 @@ def tile_allowed(config: Mapping[str, int], expert: ExpertClass) -> bool:
 
 
 def shared_bytes(tile: Tile, expert: ExpertClass) -> float:
-    """Shared memory of the load pipeline: tiles of x and of the weights, `num_stages` deep."""
-    gated = 2 if expert.activation == "swiglu" else 1
-    weight = _WEIGHT_BYTES.get(expert.quantisation, float(DTYPE_BYTES[expert.dtype]))
-    x = tile.BLOCK_M * tile.BLOCK_K * DTYPE_BYTES[expert.dtype]
-    return tile.num_stages * (x + gated * tile.BLOCK_N * tile.BLOCK_K * weight)
+    """Shared memory of the load pipeline: tiles of x and of the weights, `num_stages` deep.
+
+    Weights that are widened need a dense tile besides. An upper bound: some generations keep one
+    stage in registers.
+    """
+    wide = DTYPE_BYTES[expert.dtype]
+    weights = tile.BLOCK_N * tile.BLOCK_K * (2 if expert.activation == "swiglu" else 1)
+    stored = _WEIGHT_BYTES.get(expert.quantisation, float(wide))
+    x = tile.BLOCK_M * tile.BLOCK_K * wide
+    widened = 0 if expert.quantisation == "none" else weights * wide
+    return tile.num_stages * (x + weights * stored) + widened

@@ -71,8 +71,12 @@ def grouped_linear(
         schedule: Tiles of `tile.BLOCK_M` rows, or None for one expert that takes all rows.
         activation: `none`, `relu` or `silu_mul`.
         tile: Tile sizes and launch parameters.
+
+    Raises:
+        InputError: `x` and the weights do not fit each other, or the tile does not fit 4 bits.
     """
     rows, n_in = x.shape
+    _check(x, weight)
     n_out = weight.values.shape[1] // (2 if activation == "silu_mul" else 1)
     out = torch.empty(rows, n_out, dtype=x.dtype, device=x.device)
     if rows == 0:
@@ -106,6 +110,24 @@ def grouped_linear(
         enable_fp_fusion=True,
     )
     return out
+
+
+def _check(x: Tensor, weight: StoredWeight) -> None:
+    # The kernel takes pointers: nothing else would notice.
+    depth = weight.values.shape[2] * (2 if weight.quantisation == "int4" else 1)
+    if x.shape[1] != depth:
+        raise InputError(
+            f"rows of {x.shape[1]} values meet weights of {depth} input channels",
+            "the product cannot be computed",
+            "give rows and weights of one expert class",
+        )
+    for name, tensor in (("x", x), ("the weights", weight.values), ("the scales", weight.scale)):
+        if tensor is not None and not tensor.is_contiguous():
+            raise InputError(
+                f"the memory of {name} is not contiguous",
+                "the kernel would read other values",
+                "pass it through .contiguous() once, outside the hot path",
+            )
 
 
 def kernel_constants(

@@ -217,6 +217,10 @@ def test_bad_input_says_what_is_wrong() -> None:
         triton_experts.grouped_swiglu(x, counts, *stored, BLOCK_K=32)
     with pytest.raises(InputError, match=r"counts have shape \[1\] for 2 experts"):
         triton_experts.grouped_swiglu(x, counts[:1], *stored)
+    with pytest.raises(InputError, match="rows of 32 values meet weights of 64 input channels"):
+        triton_experts.grouped_swiglu(x[:, :32].contiguous(), counts, *stored)
+    with pytest.raises(InputError, match="the memory of x is not contiguous"):
+        triton_experts.grouped_swiglu(torch.zeros(64, 2, device=DEVICE).T, counts, *stored)
     with pytest.raises(InputError, match="3 weight tensors for 2 projections"):
         triton_experts.grouped_swiglu(x, counts, *stored[:3])
 
