@@ -100,10 +100,9 @@ HEADER = ",".join(COLUMNS) + "\n"
 
 def sample_line(sample: Sample) -> str:
     """Return `sample` as a line of a trace file."""
-    values = dataclasses.astuple(sample)
-    return ",".join("" if value is None else f"{value:.10g}" for value in values[1:]).join(
-        (f"{sample.time_s:.6f},", "\n")
-    )
+    # A counter of months has more digits than `:g` would keep.
+    cells = ["" if value is None else f"{value:.15g}" for value in dataclasses.astuple(sample)]
+    return ",".join(cells) + "\n"
 
 
 def read_trace(path: Path) -> Trace:
