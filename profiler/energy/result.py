@@ -23,6 +23,19 @@ _ENDS = (
     "mem_clock_after_mhz",
 )
 
+MEASURED_COLUMNS = (
+    "energy_active_mj",
+    "energy_idle_mj",
+    "energy_mj_low",
+    "energy_mj_high",
+    "energy_source",
+    "power_mean_w",
+    "power_peak_w",
+    *_ENDS,
+    "throttle_reasons",
+)
+"""Columns of `measurements/` that measured energy fills."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnergyResult:

@@ -11,7 +11,12 @@ import pyarrow.parquet as pq
 from costprof.core.errors import DatasetError
 from costprof.core.files import replacing
 from costprof.profiler.dataset import write_measurements
-from costprof.profiler.energy.result import EnergyResult, energy_result
+from costprof.profiler.energy.result import (
+    MEASURED_COLUMNS,
+    SOURCES,
+    EnergyResult,
+    energy_result,
+)
 from costprof.profiler.schema import ENERGY, MEASUREMENTS
 
 FOLDER = "energy"
@@ -54,15 +59,23 @@ def results(trials: Trials) -> dict[str, EnergyResult]:
 def merge_energy(folder: Path) -> dict[str, EnergyResult]:
     """Put measured energies into the rows of `measurements/`, in place of modelled ones.
 
+    A row whose measured energy has lost its trials has none afterwards: a fit then models it.
     `temp_rise_c` stays modelled. Doing it again changes nothing.
     """
     measured = results(read_trials(folder))
     for part in sorted((folder / "measurements").glob("*.parquet")):
         rows = pq.read_table(part, schema=MEASUREMENTS).to_pylist()
-        touched = [row for row in rows if row["scenario_id"] in measured and row["latency_us_p50"]]
-        for row in touched:
-            row |= measured[row["scenario_id"]].columns(row["latency_us_p50"])
-        if touched:
+        changed = False
+        for row in rows:
+            result = measured.get(row["scenario_id"])
+            if result is not None and row["latency_us_p50"]:
+                row |= result.columns(row["latency_us_p50"])
+            elif row["energy_source"] in SOURCES:
+                row |= dict.fromkeys(MEASURED_COLUMNS)
+            else:
+                continue
+            changed = True
+        if changed:
             write_measurements(folder, part.stem, rows)
     return measured
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from costprof.profiler.energy.result import energy_result, mean_interval
+from costprof.profiler.energy.result import MEASURED_COLUMNS, energy_result, mean_interval
 from costprof.profiler.energy.throttle import names
 
 
@@ -46,6 +46,7 @@ def test_three_trials_by_hand() -> None:
     columns = result.columns(latency_us=50.0)
     assert columns["energy_idle_mj"] == pytest.approx(3.0)
     assert columns["energy_source"] == "nvml_counter"
+    assert set(columns) == set(MEASURED_COLUMNS)
 
 
 def test_against_numpy_and_scipy() -> None:
