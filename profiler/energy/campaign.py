@@ -106,8 +106,9 @@ class Campaign:
             self._run_rounds(observer)
         except CostprofError as error:
             report.problem = str(error)
+        finally:  # after Ctrl-C too: what has its trials is done
+            report.results = merge_energy(folder)
         trials = read_trials(folder)
-        report.results = merge_energy(folder)
         names = {scenario.scenario_id for scenario in self.scenarios}
         for scenario in self.scenarios:
             rows = trials.get(scenario.scenario_id, [])
@@ -220,6 +221,6 @@ def _thermometer(bench: Bench) -> Any:
     reader: Reader = open_reader(bench.power.reader, bench.power.device)
     try:
         require_energy(reader)
-        yield lambda: reader.conditions()[0]
+        yield lambda: reader.conditions().temp_c
     finally:
         reader.close()

@@ -15,11 +15,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from costprof.core.errors import ToolError
 
 OPEN_NVML = "costprof.profiler.energy.nvml:open_nvml"
+
+
+class Conditions(NamedTuple):
+    """What changes slowly; None where the device does not offer it."""
+
+    power_average_w: float | None = None
+    temp_c: float | None = None
+    sm_clock_mhz: float | None = None
+    mem_clock_mhz: float | None = None
+    throttle: int | None = None
 
 
 class Reader(Protocol):
@@ -28,11 +38,11 @@ class Reader(Protocol):
     def counter_mj(self) -> float | None:
         """Total-energy counter."""
 
-    def power_w(self) -> tuple[float | None, float | None]:
-        """Instantaneous and averaged power."""
+    def power_w(self) -> float | None:
+        """Instantaneous power."""
 
-    def conditions(self) -> tuple[float | None, float | None, float | None, int | None]:
-        """Temperature, SM clock, memory clock, throttle bits."""
+    def conditions(self) -> Conditions:
+        """Averaged power, temperature, clocks, bits of `throttle.REASONS`."""
 
     def close(self) -> None:
         """Let go of the device."""
@@ -59,20 +69,18 @@ class NvmlReader:
         """Energy in mJ since the driver was loaded."""
         return self._counter() if self._counter else None
 
-    def power_w(self) -> tuple[float | None, float | None]:
-        """Power now, and as the driver averages it."""
-        return (
-            self._instant() if self._instant else None,
-            self._average() if self._average else None,
-        )
+    def power_w(self) -> float | None:
+        """Power now."""
+        return self._instant() if self._instant else None
 
-    def conditions(self) -> tuple[float | None, float | None, float | None, int | None]:
-        """Temperature in °C, SM and memory clock in MHz, bits of `throttle.REASONS`."""
-        return (
-            self._temperature() if self._temperature else None,
-            self._sm_clock() if self._sm_clock else None,
-            self._mem_clock() if self._mem_clock else None,
-            int(self._throttle()) if self._throttle else None,
+    def conditions(self) -> Conditions:
+        """Power averaged over about a second, temperature, clocks, bits of `throttle.REASONS`."""
+        return Conditions(
+            power_average_w=self._average() if self._average else None,
+            temp_c=self._temperature() if self._temperature else None,
+            sm_clock_mhz=self._sm_clock() if self._sm_clock else None,
+            mem_clock_mhz=self._mem_clock() if self._mem_clock else None,
+            throttle=int(self._throttle()) if self._throttle else None,
         )
 
     def close(self) -> None:
@@ -110,12 +118,7 @@ class NvmlReader:
         return float(self._nvml.nvmlDeviceGetPowerUsage(self._handle)) / 1e3
 
     def _field(self, name: str) -> float:
-        nvml = self._nvml
-        (value,) = nvml.nvmlDeviceGetFieldValues(self._handle, [getattr(nvml, name)])
-        if value.nvmlReturn != nvml.NVML_SUCCESS:
-            raise nvml.NVMLError(value.nvmlReturn)
-        wide = value.valueType == nvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG
-        return float(value.value.ullVal if wide else value.value.uiVal)
+        return field_value(self._nvml, self._handle, name)
 
     def _read_temperature(self) -> float:
         nvml = self._nvml
@@ -130,6 +133,20 @@ class NvmlReader:
 
     def _read_throttle_reasons(self) -> float:
         return float(self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle))
+
+
+def field_value(nvml: Any, handle: Any, name: str) -> float:
+    """Return the field `name`, for example NVML_FI_DEV_POWER_INSTANT in mW.
+
+    Raises:
+        NVMLError: of the field itself too, which nvmlDeviceGetFieldValues does not raise.
+        AttributeError: nvidia-ml-py is too old to know it.
+    """
+    (value,) = nvml.nvmlDeviceGetFieldValues(handle, [getattr(nvml, name)])
+    if value.nvmlReturn != nvml.NVML_SUCCESS:
+        raise nvml.NVMLError(value.nvmlReturn)
+    wide = value.valueType == nvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG
+    return float(value.value.ullVal if wide else value.value.uiVal)
 
 
 def open_nvml(uuid: str, nvml: Any = None) -> NvmlReader:
@@ -165,7 +182,8 @@ def require_energy(reader: Reader) -> None:
     Raises:
         ToolError: neither the counter nor power can be read.
     """
-    if reader.counter_mj() is not None or any(watts is not None for watts in reader.power_w()):
+    offered = (reader.counter_mj(), reader.power_w(), reader.conditions().power_average_w)
+    if any(value is not None for value in offered):
         return
     why: dict[str, str] = getattr(reader, "unavailable", {})
     denied = "permission denied" in why.values()

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from costprof.core.errors import CostprofError, ToolError
-from costprof.profiler.energy.nvml import Reader
+from costprof.profiler.energy.nvml import Conditions, Reader
 from costprof.profiler.energy.trace import HEADER, Sample, sample_line
 from costprof.profiler.importing import importing_environment
 from costprof.profiler.process import MARK_VARIABLE, end_marked_processes
@@ -29,7 +29,7 @@ from costprof.profiler.process import MARK_VARIABLE, end_marked_processes
 PERIOD_S = 0.005
 """Fast enough to tell a tick of 20 ms to a few of them."""
 
-_SLOW_EVERY = 10  # polls between two looks at temperature, clocks and throttle reasons
+_SLOW_EVERY = 10  # of so many polls one looks at what changes slowly
 _START_S = 30.0
 _STOP_S = 5.0
 _POLL_S = 0.02
@@ -65,19 +65,13 @@ def _poll(reader: Reader, now: Callable[[], float], *, slow: bool) -> Sample:
     before = now()
     counter_mj = reader.counter_mj()
     after = now()
-    power_w, power_average_w = reader.power_w()
-    temp_c, sm_clock_mhz, mem_clock_mhz, throttle = (
-        reader.conditions() if slow else (None, None, None, None)
-    )
+    power_w = reader.power_w()
+    slowly = reader.conditions() if slow else Conditions()
     return Sample(
         time_s=(before + after) / 2,
         counter_mj=counter_mj,
         power_w=power_w,
-        power_average_w=power_average_w,
-        temp_c=temp_c,
-        sm_clock_mhz=sm_clock_mhz,
-        mem_clock_mhz=mem_clock_mhz,
-        throttle=throttle,
+        **slowly._asdict(),
     )
 
 

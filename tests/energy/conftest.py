@@ -32,6 +32,7 @@ READERS = """
 import mmap, os, struct, time
 from pathlib import Path
 from costprof.core.errors import ToolError
+from costprof.profiler.energy.nvml import Conditions
 
 with Path(__file__).with_name("stamp").open("r+b") as file:
     STAMP = mmap.mmap(file.fileno(), 8)
@@ -61,10 +62,10 @@ class Reader:
         return self.shown
 
     def power_w(self):
-        return self.now_w(), None
+        return self.now_w()
 
     def conditions(self):
-        return self.temp_c, 1000.0, 2000.0, 0
+        return Conditions(None, self.temp_c, 1000.0, 2000.0, 0)
 
     def close(self):
         pass

@@ -15,6 +15,7 @@ from costprof.profiler.backends.selftimed import inprocess_backend
 from costprof.profiler.dataset import read_measurements
 from costprof.profiler.energy import campaign as campaign_module
 from costprof.profiler.energy.campaign import Campaign, choose_scenarios, estimate_s, measurable
+from costprof.profiler.energy.nvml import Conditions
 from costprof.profiler.energy.store import merge_energy, read_trials, write_trials
 from costprof.profiler.energy.trace import read_trace
 from costprof.profiler.energy.trial import Bench, Power
@@ -182,18 +183,18 @@ def test_rounds_go_over_all_scenarios_in_random_order_and_cool_down_between(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"k{i}:f" for i in range(6)]
-    temps = iter([40.0, *[41.0] * 3, 60.0, 50.0, 42.0, *[41.0] * 100])
+    temps = iter([40.0, 40.0, *[41.0] * 3, 60.0, 50.0, 42.0, *[41.0] * 100])
     slept: list[float] = []
 
     class Thermometer:
         def counter_mj(self) -> float:
             return 1.0
 
-        def power_w(self) -> tuple[float | None, float | None]:
-            return None, None
+        def power_w(self) -> None:
+            return None
 
-        def conditions(self) -> tuple[float, None, None, None]:
-            return next(temps), None, None, None
+        def conditions(self) -> Conditions:
+            return Conditions(temp_c=next(temps))
 
         def close(self) -> None: ...
 

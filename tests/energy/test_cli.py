@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,8 @@ from costprof.cli.main import main
 from costprof.core.device import detect_device
 from costprof.profiler.dataset import read_measurements
 from costprof.profiler.energy.store import read_trials
+from costprof.profiler.journal import Journal
+from costprof.profiler.process import end_marked_processes
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -209,3 +215,42 @@ def test_energy_of_a_small_expert_on_the_gpu_at_hand(run: Run, tmp_path: Path) -
         assert row["power_mean_w"] > row["idle_w_before"]
         assert abs(row["disagreement"] or 0.0) <= 0.03
     assert "energy measured of 1 scenarios" in printed
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_the_finished_trials_and_leaves_no_process(
+    run: Run, spec: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ["sweep", str(spec), "--out", str(out), "--backend", "inprocess"]
+    command += ["--energy", "1", "--energy-meter", "--energy-window", "2"]
+    # A test run in the background may ignore SIGINT, and children inherit that.
+    code = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from costprof.cli.main import main\n"
+        "sys.argv = ['costprof', *sys.argv[1:]]\n"
+        "main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *command], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list((out / "logs" / "energy").glob("*.1.jsonl")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted; what was measured is in" in errors
+    marks = Journal(out).unfinished_marks()
+    assert len(marks) == 2, "of the trial that was interrupted"
+    assert sum(end_marked_processes(mark) for mark in marks) == 0
+    ((name, trials),) = read_trials(out).items()
+    assert [row["status"] for row in trials] == ["waiting"]
+    code_, _, errors = run(*command, "--resume")
+    assert code_ == 0, errors
+    again = read_trials(out)[name]
+    assert [row["trial"] for row in again] == [0, 1, 2]
+    assert again[0]["measured_at"] == trials[0]["measured_at"], "it was not run again"
