@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -65,25 +66,30 @@ def test_trials_in_a_row_agree_and_their_interval_holds_the_truth() -> None:
     assert result.low_mj < result.active_mj < result.high_mj
 
 
-@pytest.mark.parametrize("tick_s", TICKS_S)
-@pytest.mark.parametrize("seed", range(4))
-def test_a_naive_single_window_is_off_by_more_than_a_fifth(tick_s: float, seed: int) -> None:
+def test_a_naive_single_window_is_off_by_more_than_a_fifth() -> None:
+    """One burst, one window: what the counter, and power times time, say about it."""
     calls = 100  # 5 ms
-    start_s = 2.0 + 0.01 * seed
-    end_s = start_s + calls * CALL_US * 1e-6
-    gpu = SimulatedGpu(loads=((start_s, end_s),), duration_s=4.0, tick_s=tick_s, seed=seed)
-    true_mj = gpu.energy_mj(start_s, end_s) / calls
-    clock = VirtualClock()
-    nvml = SimulatedNvml(gpu, clock)
-    clock.now_s = start_s
-    before_mj = nvml.nvmlDeviceGetTotalEnergyConsumption(0)
-    clock.now_s = end_s
-    by_counter_mj = (nvml.nvmlDeviceGetTotalEnergyConsumption(0) - before_mj) / calls
-    clock.now_s = end_s
-    watts = nvml.nvmlDeviceGetPowerUsage(0) / 1e3
-    by_power_mj = watts * CALL_US * 1e-3
-    assert abs(by_counter_mj / true_mj - 1) > 0.20
-    assert abs(by_power_mj / true_mj - 1) > 0.20
+    by_counter, by_power = [], []
+    for tick_s, seed in itertools.product(TICKS_S, range(25)):
+        start_s = 2.0 + 0.01 * seed
+        end_s = start_s + calls * CALL_US * 1e-6
+        gpu = SimulatedGpu(loads=((start_s, end_s),), duration_s=4.0, tick_s=tick_s, seed=seed)
+        true_mj = gpu.energy_mj(start_s, end_s) / calls
+        clock = VirtualClock()
+        nvml = SimulatedNvml(gpu, clock)
+        clock.now_s = start_s
+        before_mj = nvml.nvmlDeviceGetTotalEnergyConsumption(0)
+        clock.now_s = end_s
+        counted_mj = nvml.nvmlDeviceGetTotalEnergyConsumption(0) - before_mj
+        clock.now_s = end_s
+        watts = nvml.nvmlDeviceGetPowerUsage(0) / 1e3
+        by_counter.append(abs(counted_mj / calls / true_mj - 1))
+        by_power.append(abs(watts * CALL_US * 1e-3 / true_mj - 1))
+    assert min(by_power) > 0.20
+    # The counter mostly does not move at all; now and then a tick hits the burst and is right by
+    # luck.
+    assert np.median(by_counter) > 0.20
+    assert np.mean(np.array(by_counter) > 0.20) > 0.90
 
 
 def test_power_times_time_of_a_third_of_a_second_carries_over_what_was_before() -> None:
