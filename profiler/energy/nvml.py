@@ -157,7 +157,7 @@ def open_nvml(uuid: str, nvml: Any = None) -> NvmlReader:
         nvml: The module `pynvml`, or None to import it.
 
     Raises:
-        ToolError: NVML does not start or does not know the GPU.
+        ToolError: NVML does not start, does not know the GPU, or the GPU is split (MIG).
     """
     if nvml is None:
         try:
@@ -170,10 +170,27 @@ def open_nvml(uuid: str, nvml: Any = None) -> NvmlReader:
     except nvml.NVMLError as error:
         raise _closed(f"NVML does not start ({error})", "see costprof doctor") from error
     try:
-        return NvmlReader(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid))
+        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        if _is_split(nvml, handle):
+            raise _closed(
+                f"{uuid} is split into MIG instances, and its counter is that of all of them",
+                "measure on a GPU that is not split",
+            )
+        return NvmlReader(nvml, handle)
     except nvml.NVMLError as error:
         nvml.nvmlShutdown()
         raise _closed(f"NVML does not open {uuid} ({error})", "see nvidia-smi -L") from error
+    except ToolError:
+        nvml.nvmlShutdown()
+        raise
+
+
+def _is_split(nvml: Any, handle: Any) -> bool:
+    try:
+        current, _ = nvml.nvmlDeviceGetMigMode(handle)
+    except (nvml.NVMLError, AttributeError):
+        return False
+    return bool(current)
 
 
 def require_energy(reader: Reader) -> None:

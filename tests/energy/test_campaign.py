@@ -253,7 +253,7 @@ def test_rounds_go_over_all_scenarios_in_random_order_and_cool_down_between(
 
 
 def test_scenarios_are_spread_and_counted(energy_spec: Callable[..., dict[str, Any]]) -> None:
-    values = energy_spec("costprof.runtime.kernels.torch_ffn:expert")
+    values = energy_spec("costprof.runtime.kernels.torch_ffn:swiglu")
     values["measure"] = [{"expert": "f32", "ops": ["expert", "fc1"], "tokens": list(range(1, 31))}]
     plan = make_plan(parse_spec(values, source="test"), "cpu")
     assert len(choose_scenarios(plan, "all")) == 60

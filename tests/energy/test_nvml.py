@@ -94,6 +94,16 @@ def test_a_gpu_that_does_not_open_leaves_nvml_shut() -> None:
         open_nvml("GPU-9", nvml(nvmlInit=pynvml.NVMLError_DriverNotLoaded()))
 
 
+def test_a_split_gpu_is_refused() -> None:
+    module = nvml()
+    module.nvmlDeviceGetMigMode = lambda handle: [1, 1]  # type: ignore[attr-defined]
+    with pytest.raises(ToolError, match="GPU-1 is split into MIG instances"):
+        open_nvml("GPU-1", module)
+    assert module.open == 0
+    module.nvmlDeviceGetMigMode = lambda handle: [0, 1]  # type: ignore[attr-defined]
+    open_nvml("GPU-1", module).close()
+
+
 def test_a_gpu_that_is_lost_later_is_not_hidden() -> None:
     module = nvml()
     reader = open_nvml("GPU-1", module)
