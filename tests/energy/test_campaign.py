@@ -11,7 +11,7 @@ import pytest
 
 from costprof.core.device import detect_device, software_versions
 from costprof.core.errors import InputError
-from costprof.profiler.backends.selftimed import inprocess_backend
+from costprof.profiler.backends.choose import choose_backend
 from costprof.profiler.dataset import read_measurements
 from costprof.profiler.energy import campaign as campaign_module
 from costprof.profiler.energy.campaign import Campaign, choose_scenarios, estimate_s, measurable
@@ -66,7 +66,7 @@ def swept(folder: Path, spec: dict[str, Any]) -> Plan:
     Sweep(
         plan=plan,
         folder=folder,
-        backend=inprocess_backend("cpu"),
+        backend=choose_backend("inprocess", "cpu", plan.timing.max_repetitions),
         device=detect_device("cpu"),
         software=software_versions(),
         energy_model=modelled,
