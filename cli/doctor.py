@@ -55,7 +55,8 @@ def _print_report(report: Report) -> None:
         if reason:
             console.print(f"  not {name}: see '{reason}' above")
     console.print(f"--backend auto takes: {report.auto_backend}, on device: {report.device}")
-    console.print(f"Best energy source offered: {report.energy_source}")
+    how = "" if report.energy_source == "modelled" else " (by costprof sweep --energy N)"
+    console.print(f"Best energy source offered: {report.energy_source}{how}")
 
 
 def _finding(check: Check) -> str:

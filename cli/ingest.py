@@ -24,6 +24,9 @@ def ingest(
     force: Annotated[
         bool, typer.Option("--force", help="Replace another file of the same name.")
     ] = False,
+    meter: Annotated[
+        bool, typer.Option("--meter", help="The files are a wall meter's CSV: Unix s, watts.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Read exports of nsys and ncu into a dataset, kernels attributed to NVTX ranges.
@@ -31,6 +34,11 @@ def ingest(
     Each file is taken as a whole or refused with one line; the others go on. The exit code is that
     of the first refusal. Ingesting a file again replaces what it gave before.
     """
+    if meter:
+        from costprof.cli.ingest_meter import take_meter_files
+
+        take_meter_files(files, out, as_json=as_json)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -12,6 +12,7 @@ from costprof.cli.console import error_line, print_json
 from costprof.core.errors import InputError
 
 if TYPE_CHECKING:
+    from costprof.cli.sweep_energy import EnergyOptions
     from costprof.core.device import DeviceFingerprint
     from costprof.profiler.plan import Plan
     from costprof.profiler.scenario import DeviceName
@@ -38,6 +39,15 @@ def sweep(
         str | None,
         typer.Option(help="ncu: add hardware counters of 20 scenarios after timing; ncu:N of N."),
     ] = None,
+    energy: Annotated[
+        str | None, typer.Option(help="Measure energy of N scenarios, or all, after timing.")
+    ] = None,
+    energy_meter: Annotated[
+        bool, typer.Option("--energy-meter", help="Energy is read by a wall meter, ingested later.")
+    ] = False,
+    energy_window: Annotated[
+        float | None, typer.Option(help="Seconds of an energy window (5; 10 with a meter).")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, over the spec's own.")] = None,
     ep: Annotated[int, typer.Option(help="Expert-parallel degree of a named model.")] = 1,
     tp: Annotated[int, typer.Option(help="Tensor-parallel degree of a named model.")] = 1,
@@ -51,20 +61,22 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Measure what the experts of an MoE cost on this machine."""
+    from costprof.cli.sweep_energy import energy_options
     from costprof.profiler.plan import make_plan
 
     chosen = _spec(spec, preset, model_config, from_model, ep, tp)
     device_name = _device(device or chosen.device, planning=dry_run)
     plan = make_plan(chosen, device_name, isolate=isolate)
     counted = _counted(counters)
+    options = energy_options(plan, energy, energy_meter, energy_window)
     if dry_run:
-        _print_plan(plan, as_json)
+        _print_plan(plan, options, as_json)
         return
     if out is None:
         raise InputError(
             "--out is missing", "there is nowhere to write to", "name a folder with --out DIR"
         )
-    _measure(plan, out, backend, counted, resume=resume, as_json=as_json)
+    _measure(plan, out, backend, counted, options, resume=resume, as_json=as_json)
 
 
 def _measure(
@@ -72,12 +84,14 @@ def _measure(
     out: Path,
     backend_name: str,
     counted: int,
+    energy: EnergyOptions | None,
     *,
     resume: bool,
     as_json: bool,
 ) -> None:
     from costprof.cli.energy import energy_model
     from costprof.cli.progress import SweepProgress
+    from costprof.cli.sweep_energy import measure_energy, power_source
     from costprof.core.device import detect_device, software_versions
     from costprof.core.files import writable_folder
     from costprof.profiler.backends.choose import choose_backend
@@ -85,6 +99,7 @@ def _measure(
     from costprof.profiler.sweep import Sweep, finished_runs
 
     fingerprint = detect_device("gpu" if plan.device == "cuda" else "cpu")
+    power = power_source(energy, plan.device)
     backend = choose_backend(backend_name, plan.device, plan.timing.max_repetitions)
     writable_folder(out)
     with sweep_lock(out):
@@ -104,6 +119,8 @@ def _measure(
                 report = work.run(progress)
             notes = _uncaptured(report.uncaptured)
             notes += _count_events(plan, out, fingerprint, counted) if counted else []
+            if energy is not None:
+                notes += measure_energy(energy, power, plan, out, fingerprint).lines()
         except KeyboardInterrupt:
             error_line(
                 f"interrupted; what was measured is in {out}; go on with the same command "
@@ -206,15 +223,20 @@ def _uncaptured(scenarios: int) -> list[str]:
     ]
 
 
-def _print_plan(plan: Plan, as_json: bool) -> None:
+def _print_plan(plan: Plan, energy: EnergyOptions | None, as_json: bool) -> None:
     seconds = plan.estimated_s()
+    energy_s = energy.estimated_s() if energy else 0.0
     if as_json:
         print_json(
             {
                 "name": plan.name,
                 "device": plan.device,
                 "plan_id": plan.plan_id,
-                "estimated_s": round(seconds),
+                "estimated_s": round(seconds + energy_s),
+                "energy": {
+                    "scenarios": [s.scenario_id for s in energy.scenarios] if energy else [],
+                    "estimated_s": round(energy_s),
+                },
                 "runs": [
                     {
                         "run_id": run.run_id,
@@ -236,6 +258,11 @@ def _print_plan(plan: Plan, as_json: bool) -> None:
         f"{len(plan.scenarios)} scenarios in {len(plan.runs)} runs on {plan.device}, "
         f"about {seconds / 60:.1f} min (a rough estimate; re-measuring not counted)"
     )
+    if energy:
+        print(
+            f"energy of {len(energy.scenarios)} of them, three trials each, "
+            f"about {energy_s / 60:.1f} min more"
+        )
 
 
 def _print_report(

@@ -70,6 +70,34 @@ def detect_device(kind: DeviceKind | None = None, index: int = 0) -> DeviceFinge
     return _cpu()
 
 
+def gpu_uuid(index: int = 0) -> str:
+    """Return NVML's name, "GPU-…", of GPU `index` as torch counts them.
+
+    Raises:
+        ToolError: NVML is not here or does not show that GPU.
+    """
+    try:
+        import pynvml
+    except ImportError as error:
+        raise _no_uuid(index, error) from error
+    try:
+        pynvml.nvmlInit()
+        try:
+            return _text(pynvml.nvmlDeviceGetUUID(_nvml_handle(pynvml, index)))
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise _no_uuid(index, error) from error
+
+
+def _no_uuid(index: int, error: Exception) -> ToolError:
+    return ToolError(
+        f"NVML does not show GPU {index} ({error})",
+        "its power cannot be read",
+        "see costprof doctor",
+    )
+
+
 def software_versions() -> dict[str, str]:
     """Versions of Python, costprof and the libraries whose version changes what is measured."""
     versions = {"python": platform.python_version(), "system": platform.system()}

@@ -12,7 +12,7 @@ from costprof.core.hashing import content_id
 Block = Literal["ffn", "attention"]
 Activation = Literal["swiglu", "relu", "none"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-Quantisation = Literal["none", "int4"]
+Quantisation = Literal["none", "int8", "int4", "fp8"]
 CacheState = Literal["cold", "warm"]
 Op = Literal["expert", "fc1", "activation", "fc2", "pack", "unpack", "attention", "layer"]
 
@@ -74,13 +74,19 @@ class ExpertClass:
                     f"a block of kind {self.block} cannot be built",
                     f"give {name} as a whole number of at least 1",
                 )
+        if self.quantisation != "none" and self.block != "ffn":
+            raise InputError(
+                f"{self.quantisation} with block {self.block}",
+                "its weights cannot be packed",
+                "use an ffn, or quantisation none",
+            )
         if self.quantisation == "int4" and (
-            self.block != "ffn" or self.d_model % INT4_GROUP_SIZE or self.d_ff % INT4_GROUP_SIZE
+            self.d_model % INT4_GROUP_SIZE or self.d_ff % INT4_GROUP_SIZE
         ):
             raise InputError(
-                f"int4 with d_model {self.d_model}, d_ff {self.d_ff}, block {self.block}",
+                f"int4 with d_model {self.d_model} and d_ff {self.d_ff}",
                 "the weights cannot be packed",
-                f"use an ffn whose d_model and d_ff are multiples of {INT4_GROUP_SIZE}",
+                f"use a d_model and d_ff that are multiples of {INT4_GROUP_SIZE}",
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -36,10 +36,12 @@ class Work:
 
 
 def weight_bytes(expert: ExpertClass, rows: int, columns: int) -> float:
-    """Bytes of a stored [rows, columns] weight, scales of the 4-bit format included."""
+    """Bytes of a stored [rows, columns] weight, scales of 8 and 4 bits included."""
     count = rows * columns
     if expert.quantisation == "int4":
         return count / 2 + count / INT4_GROUP_SIZE * _SCALE_BYTES
+    if expert.quantisation in ("int8", "fp8"):
+        return float(count + rows * _SCALE_BYTES)
     return float(count * DTYPE_BYTES[expert.dtype])
 
 
@@ -86,8 +88,7 @@ def op_work(expert: ExpertClass, op: Op, tokens: int) -> Work:
     if op in ("pack", "unpack"):
         values = wide * expert.d_model + expert.d_model * expert.d_ff
         dense = float(values * size)
-        packed = values / 2 + values / INT4_GROUP_SIZE * _SCALE_BYTES
-        return Work(2.0 * values, dense + packed, 0.0)
+        return Work(2.0 * values, dense + expert_weight_bytes(expert), 0.0)
     if op == "attention":
         return _attention_work(expert, tokens, size)
     parts = [op_work(expert, part, tokens) for part in ("fc1", "activation", "fc2")]

@@ -35,7 +35,8 @@ def fit_compositions(
     experts. Of several layer kernels the one measured most often is used, of its tile configs the
     best for each token counts. Returns the compositions
     and, by class id, the errors of leaving one layer out beside those of plainly adding the
-    experts up.
+    experts up. Energies are compared with those of the experts only where both have one source:
+    measured ones say nothing about a model's.
     """
     experts = rows.filter(pc.equal(rows["op"], "expert"))
     if experts.num_rows == 0:
@@ -80,7 +81,9 @@ def _fit(curves: ClassCurves, layers: list[dict[str, Any]]) -> tuple[Composition
     latency = np.array([row["latency_us_p50"] for row in layers])
     base_us, latency_scale = _solve(sums[:, 0], latency, weight)
     latency_errors = _check(sums[:, 0], latency, weight)
-    energy = np.array([_energy(row) for row in layers])
+    sources = sorted({source for curve in curves.curves for source in curve.energy_source})
+    source = sources[0] if len(sources) == 1 else "mixed"
+    energy = np.array([_energy(row, source) for row in layers])
     known = np.isfinite(energy)
     base_mj, energy_scale, energy_errors = 0.0, 1.0, None
     if known.sum() >= MIN_LAYERS:
@@ -97,11 +100,10 @@ def _fit(curves: ClassCurves, layers: list[dict[str, Any]]) -> tuple[Composition
         latency_mape=latency_errors["model"]["mape"],
         energy_mape=None if energy_errors is None else energy_errors["model"]["mape"],
     )
-    sources = sorted({row["energy_source"] for row in layers if row["energy_source"]})
     return composition, {
         "latency": latency_errors,
         "energy": energy_errors,
-        "energy_source": ", ".join(sources),
+        "energy_source": source,
     }
 
 
@@ -129,6 +131,7 @@ def _solve(sums: Array, measured: Array, weight: Array) -> tuple[float, float]:
     return float(base), float(scale)
 
 
-def _energy(row: Mapping[str, Any]) -> float:
-    value = row["energy_active_mj"]
+def _energy(row: Mapping[str, Any], source: str) -> float:
+    """Energy of a layer, NaN where it is not of the `source` that prices the experts."""
+    value = row["energy_active_mj"] if row["energy_source"] == source else None
     return float(value) if value is not None and value > 0 else float("nan")

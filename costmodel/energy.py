@@ -19,6 +19,7 @@ from costprof.costmodel.physics import modelled_energy
 from costprof.costmodel.rows import EnergySource
 
 _MJ_PER_W_US = 1e-3
+_LEAST = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,8 @@ def power_curve(curve: MeasuredCurve, spec: DeviceSpec) -> PowerCurve:
     rows = [curve.rows[point] for point in points]
     energy = np.array([row["energy_active_mj"] for row in rows])
     latency = curve.p50[points]
-    low = np.array([row["energy_mj_low"] or row["energy_active_mj"] for row in rows])
-    high = np.array([row["energy_mj_high"] or row["energy_active_mj"] for row in rows])
+    low = np.array([_or(row["energy_mj_low"], row["energy_active_mj"]) for row in rows])
+    high = np.array([_or(row["energy_mj_high"], row["energy_active_mj"]) for row in rows])
     idle = [row["energy_idle_mj"] for row in rows]
     rise = [row["temp_rise_c"] for row in rows]
     watts = energy / latency / _MJ_PER_W_US
@@ -93,9 +94,15 @@ def power_curve(curve: MeasuredCurve, spec: DeviceSpec) -> PowerCurve:
     return PowerCurve(
         tokens=curve.tokens[points],
         watts=watts,
-        low=np.minimum(low / energy, 1.0),
+        # An interval that reaches zero says "a small part of it": logarithms follow.
+        low=np.clip(low / energy, _LEAST, 1.0),
         high=np.maximum(high / energy, 1.0),
-        heat_c_per_mj=heat if None in rise else float(np.median(np.array(rise) / energy)),
+        # The rise in a row is that of the modelled energy, and has nothing to do with another.
+        heat_c_per_mj=(
+            heat
+            if None in rise or source != "modelled"
+            else float(np.median(np.array(rise) / energy))
+        ),
         idle_w=(
             fallback_w
             if None in idle
@@ -119,6 +126,10 @@ def _modelled(curve: MeasuredCurve, spec: DeviceSpec) -> PowerCurve:
         idle_w=idle_w,
         source="modelled",
     )
+
+
+def _or(value: float | None, fallback: float) -> float:
+    return fallback if value is None else value
 
 
 def _thermal(spec: DeviceSpec) -> tuple[float, float]:

@@ -17,7 +17,7 @@ FEATURES = (
     "log2_tokens",
     "log2_intensity",  # operations per byte
     "log2_flops_per_token",
-    "int4",
+    "narrow_weights",  # 0 as wide as activations, 1 for 4 bits
     "half_precision",
     "warm",
     "attention",
@@ -27,6 +27,7 @@ FEATURES = (
 
 # One step of a yes/no feature counts as much as a factor of 2^4 in a size.
 _FLAG = 4.0
+_NARROW = {"none": 0.0, "int8": 0.5, "fp8": 0.5, "int4": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Subject:
         """Return [n, len(FEATURES)] at `tokens` [n]."""
         flops, size = self.work(tokens)
         flags = (
-            self.expert.quantisation == "int4",
+            _NARROW[self.expert.quantisation],
             self.expert.dtype != "float32",
             self.cache_state == "warm",
             self.op == "attention",

@@ -118,9 +118,13 @@ def _notes(
     curves: list[MeasuredCurve], moes: tuple[MoeSpec, ...], compositions: dict[str, Composition]
 ) -> list[str]:
     notes = []
-    without = sum(known_energy(curve)[0] is None for curve in curves)
+    sources = [known_energy(curve)[0] for curve in curves]
+    without = sources.count(None)
     if without:
         notes.append(f"{without} curves had no energy; theirs comes from the power model")
+    kinds = sorted({source or "modelled" for source in sources})
+    if len(kinds) > 1:
+        notes.append(f"energies are of several sources ({', '.join(kinds)}): compare with care")
     experts = {curve.class_id for curve in curves if curve.op == "expert"}
     priced = {class_id for moe in moes for class_id in moe.class_of_expert}
     notes += [

@@ -12,47 +12,71 @@ from pathlib import Path
 from costprof.core.errors import InputError
 from costprof.core.expert import ExpertClass, Kernel, Op
 from costprof.profiler.importing import current_folder_importable
+from costprof.profiler.scenario import DeviceName
 
 _KERNELS = "costprof.runtime.kernels"
-_DEFAULTS: dict[tuple[str, str, str], str] = {
-    # (op, activation, quantisation) -> module:function
-    ("expert", "swiglu", "none"): f"{_KERNELS}.torch_ffn:swiglu",
-    ("expert", "relu", "none"): f"{_KERNELS}.torch_ffn:relu",
-    ("fc1", "swiglu", "none"): f"{_KERNELS}.torch_ffn:fc1",
-    ("fc1", "relu", "none"): f"{_KERNELS}.torch_ffn:fc1",
-    ("fc2", "swiglu", "none"): f"{_KERNELS}.torch_ffn:fc2",
-    ("fc2", "relu", "none"): f"{_KERNELS}.torch_ffn:fc2",
-    ("activation", "swiglu", "none"): f"{_KERNELS}.torch_ffn:silu_mul",
-    ("activation", "relu", "none"): f"{_KERNELS}.torch_ffn:relu_activation",
-    ("layer", "swiglu", "none"): f"{_KERNELS}.torch_grouped:grouped_swiglu",
-    ("layer", "relu", "none"): f"{_KERNELS}.torch_grouped:grouped_relu",
-    ("expert", "swiglu", "int4"): f"{_KERNELS}.torch_int4:swiglu_int4",
-    ("fc1", "swiglu", "int4"): f"{_KERNELS}.torch_int4:fc1_int4",
-    ("fc2", "swiglu", "int4"): f"{_KERNELS}.torch_int4:fc2_int4",
-    ("activation", "swiglu", "int4"): f"{_KERNELS}.torch_ffn:silu_mul",
-    ("pack", "swiglu", "int4"): f"{_KERNELS}.torch_int4:pack",
-    ("unpack", "swiglu", "int4"): f"{_KERNELS}.torch_int4:unpack",
+_PACKED = ("int8", "int4", "fp8")
+_TORCH: dict[tuple[str, str, bool], str] = {
+    # (op, activation, packed weights) -> module:function
+    ("expert", "swiglu", False): "torch_ffn:swiglu",
+    ("expert", "relu", False): "torch_ffn:relu",
+    ("fc1", "swiglu", False): "torch_ffn:fc1",
+    ("fc1", "relu", False): "torch_ffn:fc1",
+    ("fc2", "swiglu", False): "torch_ffn:fc2",
+    ("fc2", "relu", False): "torch_ffn:fc2",
+    ("activation", "swiglu", False): "torch_ffn:silu_mul",
+    ("activation", "relu", False): "torch_ffn:relu_activation",
+    ("layer", "swiglu", False): "torch_grouped:grouped_swiglu",
+    ("layer", "relu", False): "torch_grouped:grouped_relu",
+    ("layer", "swiglu", True): "torch_packed:grouped_swiglu",
+    ("layer", "relu", True): "torch_packed:grouped_relu",
+    ("expert", "swiglu", True): "torch_packed:swiglu",
+    ("expert", "relu", True): "torch_packed:relu",
+    ("fc1", "swiglu", True): "torch_packed:linear",
+    ("fc1", "relu", True): "torch_packed:linear",
+    ("fc2", "swiglu", True): "torch_packed:linear",
+    ("fc2", "relu", True): "torch_packed:linear",
+    ("activation", "swiglu", True): "torch_ffn:silu_mul",
+    ("activation", "relu", True): "torch_ffn:relu_activation",
+    ("unpack", "swiglu", True): "torch_packed:unpack",
+    ("unpack", "relu", True): "torch_packed:unpack",
+}
+_TRITON: dict[tuple[str, str], str] = {
+    # (op, activation) -> module:function, for weights of any storage
+    ("expert", "swiglu"): "triton_experts:swiglu",
+    ("expert", "relu"): "triton_experts:relu",
+    ("fc1", "swiglu"): "triton_experts:linear",
+    ("fc1", "relu"): "triton_experts:linear",
+    ("fc2", "swiglu"): "triton_experts:linear",
+    ("fc2", "relu"): "triton_experts:linear",
+    ("layer", "swiglu"): "triton_experts:grouped_swiglu",
+    ("layer", "relu"): "triton_experts:grouped_relu",
 }
 _ATTENTION = f"{_KERNELS}.torch_attention:decode_attention"
 
 
-def default_kernel_name(expert: ExpertClass, op: Op) -> str:
-    """Return the kernel costprof ships for `op` of `expert`.
+def default_kernel_name(expert: ExpertClass, op: Op, device: DeviceName) -> str:
+    """Return the kernel costprof ships for `op` of `expert`: in Triton on a GPU, if there is one.
 
     Raises:
         InputError: there is none; the spec has to name one.
     """
     if op == "attention" and expert.block == "attention":
         return _ATTENTION
-    name = _DEFAULTS.get((op, expert.activation, expert.quantisation))
+    packed = expert.quantisation in _PACKED
+    name = _TORCH.get((op, expert.activation, packed))
+    if device == "cuda":
+        name = _TRITON.get((op, expert.activation), name)
+    if op == "pack" and packed:
+        name = f"torch_packed:pack_to_{expert.quantisation}"
     if name is None or expert.block != "ffn":
         raise InputError(
             f"no kernel is shipped for op {op!r} of a {expert.activation} {expert.block} "
-            f"with quantisation {expert.quantisation!r}",
+            f"with quantisation {expert.quantisation!r} on {device}",
             "the scenario cannot be planned",
             "name one as module:function under 'kernels' in the sweep spec",
         )
-    return name
+    return f"{_KERNELS}.{name}"
 
 
 def resolve_kernel(name: str, config: dict[str, int] | None = None) -> Kernel:
@@ -91,13 +115,16 @@ def resolve_kernel(name: str, config: dict[str, int] | None = None) -> Kernel:
 
 
 def _source_hash(function: object) -> str:
+    """Hash the file of `function`, and of the modules that its attribute `sources` names."""
     try:
         source = inspect.getsourcefile(inspect.unwrap(function))  # type: ignore[arg-type]
     except TypeError:
         source = None
     if source is None:
         return ""
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12]
+    files = [source]
+    files += [str(importlib.import_module(n).__file__) for n in getattr(function, "sources", ())]
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:12]
 
 
 def _framework(module_name: str) -> str:

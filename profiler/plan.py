@@ -68,7 +68,9 @@ class Plan:
     def estimated_s(self) -> float:
         """Rough time of the whole sweep, in seconds, without re-measuring."""
         return sum(
-            _RUN_OVERHEAD_S + sum(estimate_s(s, self.timing) for s in run.scenarios)
+            _RUN_OVERHEAD_S
+            + sum(estimate_s(s, self.timing) for s in run.scenarios)
+            + _COMPILE_S * len({content_id(s.kernel.to_dict()) for s in run.scenarios if _tiled(s)})
             for run in self.runs
         )
 
@@ -106,8 +108,12 @@ def estimate_s(scenario: Scenario, timing: TimingSpec) -> float:
     if scenario.device == "cpu":
         wanted = min(timing.max_repetitions * call_s, wanted)
     measured = max(timing.min_repetitions * call_s, wanted)
-    compiling_s = _COMPILE_S if scenario.device == "cuda" and scenario.kernel.config else 0.0
-    return _SETUP_S + compiling_s + timing.warmup * call_s + timing.passes * measured
+    return _SETUP_S + timing.warmup * call_s + timing.passes * measured
+
+
+def _tiled(scenario: Scenario) -> bool:
+    """Whether its kernel is compiled for a tile config of its own."""
+    return scenario.device == "cuda" and bool(scenario.kernel.config)
 
 
 def _measured(spec: SweepSpec, device: DeviceName) -> list[Scenario]:
@@ -115,7 +121,7 @@ def _measured(spec: SweepSpec, device: DeviceName) -> list[Scenario]:
     for entry in spec.measure:
         expert = spec.experts[entry.expert].to_class()
         for op in entry.ops:
-            name = entry.kernels.get(op) or default_kernel_name(expert, op)
+            name = entry.kernels.get(op) or default_kernel_name(expert, op, device)
             for cache, kernel in itertools.product(entry.cache, _kernels(name, expert, entry)):
                 found += [
                     Scenario(
@@ -147,7 +153,7 @@ def _layers(spec: SweepSpec, device: DeviceName) -> list[Scenario]:
     found = []
     for entry in spec.layer:
         expert = spec.experts[entry.expert].to_class()
-        name = entry.kernel or default_kernel_name(expert, "layer")
+        name = entry.kernel or default_kernel_name(expert, "layer", device)
         for kernel, cache in itertools.product(_kernels(name, expert, entry), entry.cache):
             found += [
                 Scenario(

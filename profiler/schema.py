@@ -6,7 +6,8 @@ A dataset is a folder of Parquet folders. Each is readable with
 - `measurements/` one row per scenario, taken from the best run of it;
 - `kernels/` one row per kernel launch;
 - `ranges/` one row per NVTX range (the timing of CPU experts);
-- `counters/` one row per kernel and hardware counter, as ncu read them.
+- `counters/` one row per kernel and hardware counter, as ncu read them;
+- `energy/` one row per energy trial, rejected ones too.
 """
 
 from __future__ import annotations
@@ -176,5 +177,53 @@ COUNTERS = pa.schema(
         ("metric", _S),
         ("unit", _S),  # base unit: byte, ns, hz, byte/s, %, ...; "" where there is none
         ("value", _F),
+    ]
+)
+
+ENERGY = pa.schema(
+    [
+        ("scenario_id", _S),
+        ("trial", _I),  # of this scenario, from 0
+        ("run_order", _I),  # of all trials of the sweep, as they were run
+        # accepted, rejected (see reason), failed (no reading at all), waiting (for the file of a
+        # wall meter).
+        ("status", _S),
+        ("reason", _S),
+        ("note", _S),
+        ("source", _S),  # nvml_counter, nvml_integral, external_meter
+        # The window, and its energy by counter and by integral of the power.
+        ("window_s", _F),
+        ("ticks", _I),
+        ("calls", _F),  # completed within it, interpolated between progress marks
+        ("call_us", _F),  # window / calls
+        ("counter_mj", _F),
+        ("integral_mj", _F),
+        ("disagreement", _F),  # integral / counter - 1
+        # Energy of one call: all of it, and idle and active apart.
+        ("energy_mj", _F),
+        ("energy_active_mj", _F),
+        ("energy_idle_mj", _F),
+        ("idle_w_before", _F),
+        ("idle_w_after", _F),
+        ("idle_drift", _F),  # after / before - 1
+        ("power_mean_w", _F),
+        ("power_peak_w", _F),
+        # At the edges of the window.
+        ("temp_before_c", _F),
+        ("temp_after_c", _F),
+        ("sm_clock_before_mhz", _F),
+        ("sm_clock_after_mhz", _F),
+        ("mem_clock_before_mhz", _F),
+        ("mem_clock_after_mhz", _F),
+        ("throttle_reasons", _S),
+        # How the calls were made.
+        ("launch", _S),  # graph, plain
+        ("calls_per_step", _I),  # of a graph
+        ("weight_copies", _I),
+        ("capture_error", _S),
+        ("cool_down_s", _F),
+        ("num_threads", _I),
+        ("device_id", _S),
+        ("measured_at", pa.timestamp("us", tz="UTC")),
     ]
 )

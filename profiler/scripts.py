@@ -64,6 +64,12 @@ def write_scripts(
     return path
 
 
+def write_script(path: Path, template: str, values: dict[str, Any], **choices: str) -> None:
+    """Write the script `path` from a template and `values` into the JSON file beside it."""
+    write_json(path.with_suffix(".json"), values)
+    write_text(path, _environment().get_template(template).render(**choices) + "\n")
+
+
 def _render(template: str, scenario: Scenario, mode: Mode) -> str:
     text = _environment().get_template(template)
     return text.render(op=scenario.op, device=scenario.device, mode=mode) + "\n"

@@ -12,7 +12,7 @@ from costprof.core.errors import DatasetError
 from costprof.profiler.dataset import read_measurements
 from costprof.profiler.duck import literal_file, quoted_text
 
-FOLDERS = ("measurements", "kernels", "ranges", "counters")
+FOLDERS = ("measurements", "kernels", "ranges", "counters", "energy")
 
 _CLASSES = """
 SELECT op,
@@ -101,6 +101,11 @@ def suggested_queries(folder: Path, rows: dict[str, int]) -> list[str]:
         queries.append(
             "SELECT domain, text, count(*) AS calls, median(duration_ns) / 1e3 AS us\n"
             f"FROM {_parts(folder, 'ranges')} GROUP BY ALL ORDER BY calls DESC"
+        )
+    if rows["energy"]:
+        queries.append(
+            "SELECT scenario_id, trial, status, reason, source, energy_active_mj, disagreement\n"
+            f"FROM {_parts(folder, 'energy')} ORDER BY run_order"
         )
     if rows["kernels"]:
         queries.append(

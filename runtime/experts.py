@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from costprof.core.errors import InputError
 from costprof.core.expert import ExpertClass
 from costprof.core.work import fc1_width
-from costprof.runtime.kernels import torch_ffn, torch_int4
+from costprof.runtime.kernels import torch_ffn, torch_packed
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -23,8 +23,8 @@ DTYPES: dict[str, torch.dtype] = {
 _KERNELS: dict[tuple[str, str], Callable[..., Tensor]] = {
     ("swiglu", "none"): torch_ffn.swiglu,
     ("relu", "none"): torch_ffn.relu,
-    ("swiglu", "int4"): torch_int4.swiglu_int4,
-    ("relu", "int4"): torch_int4.relu_int4,
+    **{("swiglu", kind): torch_packed.swiglu for kind in ("int8", "int4", "fp8")},
+    **{("relu", kind): torch_packed.relu for kind in ("int8", "int4", "fp8")},
 }
 
 

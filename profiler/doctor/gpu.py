@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from costprof.profiler.doctor.check import Check
+from costprof.profiler.energy.nvml import field_value
 
 GPU, ENERGY, POWER = "GPU and driver", "NVML energy counter", "NVML power"
 _MODELLED = "energy is modelled from stated constants (energy_source = modelled)"
 _INTEGRAL = "energy can only be integrated from power samples (energy_source = nvml_integral)"
 _NO_DRIVER = "on a machine with an NVIDIA GPU, install its driver; in a container, pass the GPU in"
 _SEE_GPU = f"see '{GPU}'"
+_METER = f"{_SEE_GPU}, or log a wall meter: costprof sweep --energy N --energy-meter"
 # The counter ticks every 20 to 100 ms.
 _TICK_WAIT_S = 0.25
 
@@ -49,7 +51,7 @@ def gpu_checks(nvml: Any = None, *, wait_s: float = _TICK_WAIT_S) -> list[Check]
 def _without_gpu(found: str, way_out: str) -> list[Check]:
     return [
         Check(GPU, "missing", found, "experts are measured on the CPU", way_out),
-        Check(ENERGY, "missing", "no GPU", _MODELLED, _SEE_GPU),
+        Check(ENERGY, "missing", "no GPU", _MODELLED, _METER),
         Check(POWER, "missing", "no GPU", "power is modelled", _SEE_GPU),
     ]
 
@@ -102,12 +104,20 @@ def _power(nvml: Any, handle: Any) -> Check:
     refused = _refusal(nvml, POWER, read, "mean and peak power are not recorded")
     if refused is not None:
         return refused
-    found = f"{read() / 1e3:.0f} W now"
+    # Since Ampere (but GA100) this call averages over about a second.
+    found = f"{read() / 1e3:.0f} W by the driver's average, {_instant(nvml, handle)}"
     try:
         found += f", limit {nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3:.0f} W"
     except nvml.NVMLError:
         found += ", limit not told"
     return Check(POWER, "ok", found)
+
+
+def _instant(nvml: Any, handle: Any) -> str:
+    try:
+        return f"{field_value(nvml, handle, 'NVML_FI_DEV_POWER_INSTANT') / 1e3:.0f} W now"
+    except (nvml.NVMLError, AttributeError):
+        return "none of this moment (peaks are not recorded)"
 
 
 def _refusal(nvml: Any, name: str, read: Callable[[], int], consequence: str) -> Check | None:

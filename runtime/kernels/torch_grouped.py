@@ -19,35 +19,36 @@ from costprof.runtime.kernels.torch_ffn import relu, swiglu
 
 def grouped_swiglu(x_sorted: Tensor, counts: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
     """SwiGLU experts over their rows, [sum(counts), d_model] → the same shape."""
-    return _grouped(swiglu, x_sorted, counts, w1, w2)
+    return grouped(swiglu, x_sorted, counts, w1, w2)
 
 
 def grouped_relu(x_sorted: Tensor, counts: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
     """ReLU experts over their rows, [sum(counts), d_model] → the same shape."""
-    return _grouped(relu, x_sorted, counts, w1, w2)
+    return grouped(relu, x_sorted, counts, w1, w2)
 
 
-def _grouped(
-    expert: Callable[[Tensor, Tensor, Tensor], Tensor],
-    x_sorted: Tensor,
-    counts: Tensor,
-    w1: Tensor,
-    w2: Tensor,
+def grouped(
+    expert: Callable[..., Tensor], x_sorted: Tensor, counts: Tensor, *weights: Tensor
 ) -> Tensor:
+    """Run `expert(rows, *its weights)` over each expert's rows, [sum(counts), d_model] → the same.
+
+    Raises:
+        InputError: the counts do not fit the rows and the experts of `weights`, each [E, ...].
+    """
     rows_of_expert: list[int] = counts.tolist()
-    if len(rows_of_expert) != w1.shape[0] or sum(rows_of_expert) != x_sorted.shape[0]:
+    experts = weights[0].shape[0]
+    if len(rows_of_expert) != experts or sum(rows_of_expert) != x_sorted.shape[0]:
         raise InputError(
-            f"{len(rows_of_expert)} counts summing to {sum(rows_of_expert)} for "
-            f"{w1.shape[0]} experts "
+            f"{len(rows_of_expert)} counts summing to {sum(rows_of_expert)} for {experts} experts "
             f"and {x_sorted.shape[0]} rows",
             "the rows cannot be dealt to the experts",
             "give one count per expert, together as many as there are rows",
         )
-    out = torch.empty(x_sorted.shape[0], w2.shape[1], dtype=x_sorted.dtype, device=x_sorted.device)
+    out = torch.empty_like(x_sorted)
     start = 0
     for index, count in enumerate(rows_of_expert):
         if count:
             rows = slice(start, start + count)
-            out[rows] = expert(x_sorted[rows], w1[index], w2[index])
+            out[rows] = expert(x_sorted[rows], *(weight[index] for weight in weights))
             start += count
     return out

@@ -45,14 +45,6 @@ def test_work_of_an_expert_against_torchs_own_count() -> None:
     assert expert_weight_bytes(expert) == w1.nbytes + w2.nbytes
 
 
-def test_bytes_of_packed_weights_are_those_the_kernel_stores() -> None:
-    from costprof.runtime.kernels.torch_int4 import pack
-
-    expert = ExpertClass(d_model=64, d_ff=128, dtype="float32", quantisation="int4")
-    stored = pack(torch.randn(256, 64), torch.randn(64, 128))
-    assert expert_weight_bytes(expert) == sum(part.nbytes for part in stored)
-
-
 def test_tokens_and_tile_config_are_not_part_of_the_class() -> None:
     expert = ExpertClass(d_model=64, d_ff=64)
     plain = Kernel(name="m:f", source_hash="1")

@@ -19,6 +19,9 @@ class Nvml:
     raised.
     """
 
+    NVML_SUCCESS = pynvml.NVML_SUCCESS
+    NVML_FI_DEV_POWER_INSTANT = pynvml.NVML_FI_DEV_POWER_INSTANT
+    NVML_VALUE_TYPE_UNSIGNED_LONG_LONG = pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG
     NVMLError = pynvml.NVMLError
     NVMLError_NotSupported = pynvml.NVMLError_NotSupported
     NVMLError_NoPermission = pynvml.NVMLError_NoPermission
@@ -33,6 +36,7 @@ class Nvml:
             "driver": b"570.1",
             "power_mw": 120_000,
             "limit_mw": 700_000,
+            "instant_mw": 118_000,
             "energies_mj": [1000, 1000, 1060],
             **answers,
         }
@@ -66,6 +70,18 @@ class Nvml:
     def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
         return int(self.answer("power_mw"))
 
+    def nvmlDeviceGetFieldValues(self, handle: int, fields: list[int]) -> list[Any]:
+        assert fields == [pynvml.NVML_FI_DEV_POWER_INSTANT]
+        value = pynvml.c_nvmlFieldValue_t()
+        value.nvmlReturn = pynvml.NVML_SUCCESS
+        value.valueType = pynvml.NVML_VALUE_TYPE_UNSIGNED_INT
+        answer = self.answers["instant_mw"]
+        if isinstance(answer, int):
+            value.value.uiVal = answer
+        else:  # the call succeeds, the field says what is wrong with it
+            value.nvmlReturn = answer.value
+        return [value]
+
     def nvmlDeviceGetEnforcedPowerLimit(self, handle: int) -> int:
         return int(self.answer("limit_mw"))
 
@@ -86,7 +102,7 @@ def test_a_whole_gpu() -> None:
     assert {check.status for check in found.values()} == {"ok"}
     assert found[GPU].found == "NVIDIA H200, driver 570.1"
     assert found[ENERGY].found.startswith("60 mJ in 0.001 s")
-    assert found[POWER].found == "120 W now, limit 700 W"
+    assert found[POWER].found == "120 W by the driver's average, 118 W now, limit 700 W"
 
 
 def test_several_gpus_are_said() -> None:
@@ -106,7 +122,7 @@ def test_no_driver(error: Exception, found: str, way_out: str) -> None:
     assert {check.status for check in lines.values()} == {"missing"}
     assert found in lines[GPU].found
     assert way_out in lines[GPU].way_out
-    assert lines[ENERGY].way_out == "see 'GPU and driver'"
+    assert lines[ENERGY].way_out.startswith("see 'GPU and driver', or log a wall meter")
 
 
 def test_a_driver_without_a_gpu() -> None:
@@ -151,7 +167,14 @@ def test_without_energy_and_power_energy_is_modelled() -> None:
 
 def test_power_without_a_limit() -> None:
     found = checks(limit_mw=pynvml.NVMLError_NotSupported())[POWER]
-    assert (found.status, found.found) == ("ok", "120 W now, limit not told")
+    assert found.status == "ok"
+    assert found.found.endswith("118 W now, limit not told")
+
+
+def test_power_without_a_reading_of_the_moment() -> None:
+    found = checks(instant_mw=pynvml.NVMLError_NotSupported())[POWER]
+    assert found.status == "ok"
+    assert "none of this moment (peaks are not recorded)" in found.found
 
 
 def test_this_machine() -> None:

@@ -38,7 +38,13 @@ def test_classes_failures_and_rows_are_counted(tmp_path: Path) -> None:
         ],
     )
     summary = summarise_dataset(folder)
-    assert summary.rows == {"measurements": 3, "kernels": 0, "ranges": 0, "counters": 0}
+    assert summary.rows == {
+        "measurements": 3,
+        "kernels": 0,
+        "ranges": 0,
+        "counters": 0,
+        "energy": 0,
+    }
     (only,) = summary.classes
     assert (only["scenarios"], only["noisy"], only["failed"]) == (3, 1, 1)
     assert (only["tokens_min"], only["tokens_max"]) == (4, 8)

@@ -9,39 +9,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive import naive_expert, naive_layer
 from torch import Tensor
 
 from costprof.core.errors import InputError
 from costprof.core.expert import INT4_GROUP_SIZE, ExpertClass
 from costprof.core.work import expert_weight_bytes
 from costprof.runtime.kernels import (
+    packing,
     torch_attention,
     torch_ffn,
     torch_grouped,
     torch_grouped_mm,
-    torch_int4,
+    torch_packed,
 )
 
 D_MODEL, D_FF = 128, 64
 
 # Relative to the largest output: rounding of one product plus accumulation in that type.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
-
-def naive_expert(x: Tensor, w1: Tensor, w2: Tensor, activation: str) -> Tensor:
-    x, w1, w2 = x.double(), w1.double(), w2.double()
-    d_ff = w2.shape[1]
-    out = torch.zeros(x.shape[0], w2.shape[0], dtype=torch.float64)
-    for t in range(x.shape[0]):
-        hidden = [(w1[row] * x[t]).sum().item() for row in range(w1.shape[0])]
-        if activation == "swiglu":
-            hidden = [
-                hidden[i] / (1 + math.exp(-hidden[i])) * hidden[i + d_ff] for i in range(d_ff)
-            ]
-        else:
-            hidden = [max(value, 0.0) for value in hidden]
-        out[t] = w2 @ torch.tensor(hidden, dtype=torch.float64)
-    return out
 
 
 def weights(activation: str, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -90,64 +76,107 @@ def test_packing_is_off_by_at_most_half_a_step(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, groups * INT4_GROUP_SIZE, generator=generator) * magnitude
-    packed, scale = torch_int4.pack_weight(weight)
+    packed, scale = packing.pack_int4(weight)
     assert packed.dtype == torch.uint8
     assert packed.shape == (rows, groups * INT4_GROUP_SIZE // 2)
-    restored = torch_int4.unpack_weight(packed, scale, torch.float32)
+    restored = packing.unpack_weight(packed, scale, torch.float32)
     for row in range(rows):
         for column in range(weight.shape[1]):
             step = weight[row].view(-1, INT4_GROUP_SIZE)[column // INT4_GROUP_SIZE].abs().max() / 7
             assert abs(restored[row, column] - weight[row, column]) <= step / 2 * 1.0001
-    again, _ = torch_int4.pack_weight(restored)
+    again, _ = packing.pack_int4(restored)
     assert torch.equal(again, packed)
 
 
 def test_a_group_of_zeros_comes_back_as_zeros() -> None:
-    packed, scale = torch_int4.pack_weight(torch.zeros(2, INT4_GROUP_SIZE))
+    packed, scale = packing.pack_int4(torch.zeros(2, INT4_GROUP_SIZE))
     assert torch.equal(
-        torch_int4.unpack_weight(packed, scale, torch.float32), torch.zeros(2, INT4_GROUP_SIZE)
+        packing.unpack_weight(packed, scale, torch.float32), torch.zeros(2, INT4_GROUP_SIZE)
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["swiglu", "relu"])
-def test_int4_experts_compute_with_the_unpacked_weights(
-    activation: str, dtype: torch.dtype
+@pytest.mark.parametrize("quantisation", ["int8", "int4", "fp8"])
+def test_packed_experts_compute_with_the_unpacked_weights(
+    quantisation: str, activation: str, dtype: torch.dtype
 ) -> None:
     expert = ExpertClass(
-        d_model=D_MODEL, d_ff=D_FF, activation=activation, quantisation="int4", dtype="float32"
+        d_model=D_MODEL,
+        d_ff=D_FF,
+        activation=activation,
+        quantisation=quantisation,
+        dtype="float32",
     )
     w1, w2 = weights(activation, dtype)
     x = torch.randn(3, D_MODEL).to(dtype)
-    kernel = {"swiglu": torch_int4.swiglu_int4, "relu": torch_int4.relu_int4}[activation]
+    kernel = {"swiglu": torch_packed.swiglu, "relu": torch_packed.relu}[activation]
     packed = kernel.prepare((w1, w2), expert)
-    dense = torch_int4.unpack(*torch_int4.unpack.prepare((w1, w2), expert))
+    dense = torch_packed.unpack(*torch_packed.unpack.prepare((w1, w2), expert))
     assert [weight.dtype for weight in dense] == [dtype, dtype]
     with torch.inference_mode():
         assert_close(kernel(x, *packed), naive_expert(x, *dense, activation), dtype)
 
 
-def test_int4_parts_compose_to_the_whole() -> None:
+def test_packed_parts_compose_to_the_whole() -> None:
     expert = ExpertClass(d_model=D_MODEL, d_ff=D_FF, quantisation="int4", dtype="float32")
     w1, w2 = weights("swiglu", torch.float32)
     x = torch.randn(3, D_MODEL)
-    hidden = torch_int4.fc1_int4(x, *torch_int4.fc1_int4.prepare((w1,), expert))
-    parts = torch_int4.fc2_int4(
-        torch_ffn.silu_mul(hidden), *torch_int4.fc2_int4.prepare((w2,), expert)
+    hidden = torch_packed.linear(x, *torch_packed.linear.prepare((w1,), expert))
+    parts = torch_packed.linear(
+        torch_ffn.silu_mul(hidden), *torch_packed.linear.prepare((w2,), expert)
     )
-    whole = torch_int4.swiglu_int4(x, *torch_int4.swiglu_int4.prepare((w1, w2), expert))
+    whole = torch_packed.swiglu(x, *torch_packed.swiglu.prepare((w1, w2), expert))
     assert torch.equal(parts, whole)
 
 
-def test_packed_bytes_are_those_the_work_model_counts() -> None:
-    expert = ExpertClass(d_model=D_MODEL, d_ff=D_FF, quantisation="int4")
-    packed = torch_int4.pack(*weights("swiglu", torch.bfloat16))
+@pytest.mark.parametrize("quantisation", ["int8", "int4", "fp8"])
+def test_packed_bytes_are_those_the_work_model_counts(quantisation: str) -> None:
+    expert = ExpertClass(d_model=D_MODEL, d_ff=D_FF, quantisation=quantisation)
+    pack = getattr(torch_packed, f"pack_to_{quantisation}")
+    packed = pack(*weights("swiglu", torch.bfloat16))
     assert sum(part.nbytes for part in packed) == expert_weight_bytes(expert)
+
+
+@pytest.mark.parametrize(("quantisation", "step"), [("int8", 1 / 254), ("fp8", 1 / 16)])
+def test_eight_bits_are_off_by_at_most_half_a_step(quantisation: str, step: float) -> None:
+    weight = torch.randn(4, 6, 96) * torch.logspace(-4, 4, 6)[:, None]
+    values, scale = getattr(packing, f"pack_{quantisation}")(weight)
+    assert (values.shape, scale.shape) == ((4, 6, 96), (4, 6))
+    restored = packing.unpack_weight(values, scale, torch.float32)
+    # An integer's steps are all alike; a float's grow with the value, down to its least normal.
+    largest = weight.abs().amax(-1, keepdim=True)
+    size = largest if quantisation == "int8" else torch.maximum(weight.abs(), largest * 2**-14)
+    assert bool(((restored - weight).abs() <= step * size * 1.0001).all())
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "relu"])
+def test_a_layer_on_packed_weights(activation: str) -> None:
+    expert = ExpertClass(
+        d_model=D_MODEL, d_ff=D_FF, activation=activation, quantisation="int8", dtype="float32"
+    )
+    counts = [2, 0, 1]
+    pairs = [weights(activation, torch.float32, seed) for seed in range(3)]
+    packed = packing.pack_weights(tuple(map(torch.stack, zip(*pairs, strict=True))), expert)
+    kernel = getattr(torch_packed, f"grouped_{activation}")
+    x = torch.randn(3, D_MODEL)
+    actual = kernel(x, torch.tensor(counts, dtype=torch.int32), *packed)
+    dense = [packing.unpack_weight(*packed[i : i + 2], torch.float32) for i in (0, 2)]
+    assert_close(actual, naive_layer(x, counts, *dense, activation), torch.float32)
+
+
+def test_layers_pack_expert_by_expert() -> None:
+    expert = ExpertClass(d_model=D_MODEL, d_ff=D_FF, quantisation="int4", dtype="float32")
+    pairs = [weights("swiglu", torch.float32, seed) for seed in range(3)]
+    layer = packing.pack_weights(tuple(map(torch.stack, zip(*pairs, strict=True))), expert)
+    for number, pair in enumerate(pairs):
+        alone = packing.pack_weights(pair, expert)
+        assert all(torch.equal(a[number], b) for a, b in zip(layer, alone, strict=True))
 
 
 def test_packing_refuses_a_width_without_whole_groups() -> None:
     with pytest.raises(InputError, match=r"\[4, 65\] has no whole groups of 64 columns; .*; use"):
-        torch_int4.pack_weight(torch.zeros(4, 65))
+        packing.pack_int4(torch.zeros(4, 65))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])

@@ -15,7 +15,7 @@ from costprof.costmodel.table import CostTable
 from costprof.routing import Gate, Marginal, Rows, TopK
 from costprof.runtime import MoELayer
 from costprof.runtime.experts import Expert
-from costprof.runtime.kernels import torch_int4
+from costprof.runtime.kernels import torch_packed
 
 E, K, D_MODEL = 8, 3, 64
 
@@ -61,7 +61,7 @@ def dense_weights(expert: Expert) -> tuple[Tensor, Tensor]:
     if expert.expert_class.quantisation == "none":
         return expert.weights
     p1, s1, p2, s2 = expert.weights
-    return torch_int4.unpack(p1, s1, p2, s2, torch.empty(0))
+    return torch_packed.unpack(p1, s1, p2, s2, torch.empty(0))
 
 
 NEUTRAL = [TopK(), Marginal(), Marginal(lam=4.0, q=1.0)]

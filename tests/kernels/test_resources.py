@@ -1,0 +1,61 @@
+"""What the compiler makes of the shipped kernels, for GPUs that need not be here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from costprof.core.errors import ToolError
+from costprof.runtime.kernels.resources import (
+    ARCHES,
+    SHARED_BYTES_LIMIT,
+    Resources,
+    compile_linear,
+    table,
+)
+from costprof.runtime.kernels.tiles import RULE_OF_THUMB
+
+# The instruction of each generation for tiles of 64 rows and more, dense and fp8.
+LARGE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+LARGE_FP8 = {90: "QGMMA", 100: "UTCQMMA"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHES)
+def test_shipped_kernels_spill_nothing_and_use_the_tensor_cores(
+    arch: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # In a process of its own: this one may interpret its kernels.
+    done = subprocess.run(
+        [sys.executable, "-m", "costprof.runtime.kernels.resources", "--json", "--arch", str(arch)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
+    )
+    found = [Resources(**values) for values in json.loads(done.stdout)]
+    with capsys.disabled():
+        print("\n" + table(found))
+    products = [each for each in found if each.tensor_core]
+    assert len(found) - len(products) == 5  # the schedule, permutation and scales
+    for each in found:
+        assert (each.stack_bytes, each.local_accesses) == (0, 0), each
+        assert each.shared_bytes <= SHARED_BYTES_LIMIT[arch], each
+        assert each.blocks_per_sm >= 1, each
+        assert 0 < each.occupancy <= 1, each
+    large = [each for each in products if " 64x" in each.kernel or " 128x" in each.kernel]
+    assert large
+    for each in large:
+        wanted = LARGE_FP8[arch] if " fp8 " in each.kernel else LARGE[arch]
+        assert set(each.tensor_core) == {wanted}, each
+
+
+def test_an_interpreting_process_cannot_compile() -> None:
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("this process compiles its kernels")
+    with pytest.raises(ToolError, match="TRITON_INTERPRET is set in this process; kernels cannot"):
+        compile_linear(90, RULE_OF_THUMB[0])
