@@ -211,7 +211,8 @@ def _count_events(plan: Plan, out: Path, fingerprint: DeviceFingerprint, limit: 
 
     report = add_counters(plan, out, fingerprint, limit=limit)
     before = f", {report.known} before" if report.known else ""
-    return [f"ncu counted {report.counted} scenarios{before}", *report.problems]
+    told = [f"ncu counted {report.counted} scenarios{before}"]
+    return [*(told if report.counted or report.known else []), *report.problems]
 
 
 def _uncaptured(scenarios: int) -> list[str]:
