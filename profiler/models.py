@@ -58,6 +58,13 @@ _DTYPES: dict[str, Dtype] = {
     "bfloat16": "bfloat16",
     "float16": "float16",
 }
+_INT4_SCALES = f"groups of {INT4_GROUP_SIZE}"
+_PACKED: dict[tuple[str, float], tuple[Quantisation, str]] = {
+    ("awq", 4.0): ("int4", _INT4_SCALES),
+    ("gptq", 4.0): ("int4", _INT4_SCALES),
+    ("gptq", 8.0): ("int8", "one scale an output channel"),
+    ("fp8", 8.0): ("fp8", "one scale an output channel"),
+}
 _Block = tuple[ExpertSpec, MeasureSpec]
 
 
@@ -101,13 +108,10 @@ def spec_from_config(
         MeasureSpec(expert="expert", tokens=COMPARED_TOKENS, tiles=_TILES),
         MeasureSpec(expert="expert", ops=["fc1", "activation", "fc2"], tokens=PART_TOKENS),
     ]
-    in_layer = "expert"
+    dense = "expert"
     if expert.quantisation != "none":
-        in_layer = "expert-dense"
-        classes[in_layer] = expert.model_copy(update={"quantisation": "none"})
-        notes.append(
-            f"no grouped 4-bit kernel is shipped: layers are measured with {expert.dtype} weights"
-        )
+        dense = "expert-dense"  # torch's own layers, the baselines, take no packed weights
+        classes[dense] = expert.model_copy(update={"quantisation": "none"})
     blocks = {
         "shared": _shared(reader, expert, tp_size, notes),
         "attention": _attention(reader, expert, tp_size, notes),
@@ -117,19 +121,12 @@ def spec_from_config(
             classes[label], entry = block
             measure.append(entry)
     _note_architecture(reader, notes)
-    _note_size(classes[in_layer], local, notes)
+    _note_size(classes[dense], local, notes)
     spec = SweepSpec(
         name=name,
         experts=classes,
         measure=measure,
-        layer=_layers(
-            in_layer,
-            classes[in_layer].activation,
-            local,
-            top_k,
-            ep_size=ep_size,
-            tp_size=tp_size,
-        ),
+        layer=_layers(dense, expert.activation, local, top_k, ep_size=ep_size, tp_size=tp_size),
         moe=[MoeSpec(name=name, top_k=top_k, experts=[ExpertRun(expert="expert", count=experts)])],
     )
     return spec, notes
@@ -164,12 +161,12 @@ def _expert(reader: ConfigReader, tp_size: int, notes: list[str]) -> ExpertSpec:
 
 
 def _layers(
-    expert: str, activation: Activation, experts: int, top_k: int, *, ep_size: int, tp_size: int
+    dense: str, activation: Activation, experts: int, top_k: int, *, ep_size: int, tp_size: int
 ) -> list[LayerSpec]:
     grouped_mm = f"costprof.runtime.kernels.torch_grouped_mm:grouped_mm_{activation}"
     loop = f"costprof.runtime.kernels.torch_grouped:grouped_{activation}"
     whole = LayerSpec(
-        expert=expert,
+        expert="expert",
         experts=experts,
         top_k=top_k,
         tokens=LAYER_TOKENS,
@@ -180,10 +177,11 @@ def _layers(
     skewed = whole.model_copy(
         update={"tokens": COMPARED_TOKENS, "distributions": ["zipf-1.0"], "tiles": _TILES}
     )
+    library = whole.model_copy(update={"expert": dense})
     baselines = [
-        whole.model_copy(update={"distributions": ["balanced"], "kernel": grouped_mm}),
-        whole.model_copy(update={"tokens": COMPARED_TOKENS, "kernel": grouped_mm}),
-        whole.model_copy(update={"tokens": COMPARED_TOKENS, "kernel": loop}),
+        library.model_copy(update={"distributions": ["balanced"], "kernel": grouped_mm}),
+        library.model_copy(update={"tokens": COMPARED_TOKENS, "kernel": grouped_mm}),
+        library.model_copy(update={"tokens": COMPARED_TOKENS, "kernel": loop}),
     ]
     # The price of one more active expert; all of them active is the balanced layer above.
     doubled = itertools.takewhile(lambda n: n < experts, (top_k * 2**p for p in itertools.count()))
@@ -220,10 +218,12 @@ def _quantisation(reader: ConfigReader, expert: ExpertSpec, notes: list[str]) ->
     if found is None:
         return "none"
     method, bits = found
-    packable = not (expert.d_model % INT4_GROUP_SIZE or expert.d_ff % INT4_GROUP_SIZE)
-    if method in ("awq", "gptq") and bits == 4 and packable and expert.activation == "swiglu":
-        notes.append(f"{method} weights are measured as int4 with groups of {INT4_GROUP_SIZE}")
-        return "int4"
+    kind, scales = _PACKED.get((method, bits), ("none", ""))
+    if kind == "int4" and (expert.d_model % INT4_GROUP_SIZE or expert.d_ff % INT4_GROUP_SIZE):
+        kind = "none"
+    if kind != "none":
+        notes.append(f"{method} weights are measured as {kind} with {scales}")
+        return kind
     dense_bits = 8 * DTYPE_BYTES[expert.dtype]
     ratio = f", which reads {dense_bits / bits:.3g} times the bytes" if bits else ""
     notes.append(f"{method} weights have no kernel here: measured as {expert.dtype}{ratio}")

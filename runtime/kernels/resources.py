@@ -32,7 +32,6 @@ from costprof.runtime.kernels.tiles import Tile, rule_of_thumb
 ARCHES = (80, 90, 100)
 SHARED_BYTES_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 """Dynamic shared memory one thread block may have, by architecture (CUDA programming guide)."""
-FP8_FROM = 89
 
 _REGISTERS_PER_SM = 65_536
 _WARPS_PER_SM = 64
@@ -172,7 +171,7 @@ def compile_kernel(
 def shipped_kernels(arch: int) -> list[Resources]:
     """Compile everything a sweep can run without naming a tile, for `arch`."""
     found = []
-    quantisations = ("none", "int8", "int4", *(("fp8",) if arch >= FP8_FROM else ()))
+    quantisations = ("none", "int8", "int4", *(("fp8",) if arch >= triton_linear.FP8_FROM else ()))
     for quantisation in quantisations:
         for tile in rule_of_thumb(arch):
             for activation in ("silu_mul", "none"):

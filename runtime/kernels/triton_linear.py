@@ -28,10 +28,13 @@ import triton.language as tl
 from torch import Tensor
 
 from costprof.core.errors import InputError
-from costprof.runtime.kernels.launch import streaming_multiprocessors
+from costprof.runtime.kernels.launch import compute_capability, streaming_multiprocessors
 from costprof.runtime.kernels.packing import FP8_LARGEST
 from costprof.runtime.kernels.tiles import Tile
 from costprof.runtime.kernels.triton_schedule import Schedule
+
+FP8_FROM = 89
+"""Compute capability, times ten, of the first GPUs with fp8 tensor cores."""
 
 _GROUP = tl.constexpr(64)  # core.expert.INT4_GROUP_SIZE
 _HALF = tl.constexpr(32)
@@ -87,6 +90,12 @@ def grouped_linear(
             f"BLOCK_K {tile.BLOCK_K} splits the groups of 4-bit weights",
             "the product cannot be computed",
             f"use a multiple of {_GROUP.value}",
+        )
+    if quantisation == "fp8" and compute_capability(x.device) < FP8_FROM:
+        raise InputError(
+            f"this GPU's compute capability is {compute_capability(x.device) / 10}",
+            "it cannot multiply fp8",
+            "use int8 weights, or a GPU of compute capability 8.9 and later",
         )
     x_scale = row_scales(x) if quantisation == "fp8" else x
     row_tiles = triton.cdiv(rows, tile.BLOCK_M) if schedule is None else schedule.max_tiles

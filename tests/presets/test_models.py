@@ -176,7 +176,7 @@ def test_shards_add_up_and_can_be_planned(ep: int, tp: int) -> None:
         ({"mlp_only_layers": [0, 5]}, "2 layers have a dense FFN"),
         ({"n_shared_experts": 1}, "of the routed experts' class"),
         ({"shared_expert_intermediate_size": 1024}, "measured as class 'shared'"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "reads 2 times the bytes"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "measured as fp8 with one scale"),
         ({"quantization_config": {"quant_method": "mxfp4"}}, "reads 3.76 times the bytes"),
         ({"quantization_config": {"quant_method": "new"}}, "new weights have no kernel here"),
         ({"intermediate_size": 2**22}, "one copy of a layer's 8 experts takes 48.0 GiB"),
@@ -199,12 +199,25 @@ def test_shared_expert_of_another_width_is_a_class() -> None:
     assert [entry.ops for entry in spec.measure if entry.expert == "shared"] == [["expert"]]
 
 
-def test_four_bit_experts_have_dense_layers() -> None:
-    spec, notes = build(quantization_config={"quant_method": "awq", "bits": 4})
-    assert spec.experts["expert"].quantisation == "int4"
-    assert spec.experts[spec.layer[0].expert].quantisation == "none"
-    assert any("no grouped 4-bit kernel" in note for note in notes)
-    make_plan(spec, "cpu")
+@pytest.mark.parametrize(
+    ("stated", "kind"),
+    [
+        ({"quant_method": "awq", "bits": 4}, "int4"),
+        ({"quant_method": "gptq", "bits": 8}, "int8"),
+        ({"quant_method": "fp8"}, "fp8"),
+    ],
+)
+def test_packed_experts_have_packed_layers_and_dense_baselines(
+    stated: dict[str, object], kind: str
+) -> None:
+    spec, _ = build(quantization_config=stated)
+    assert spec.experts["expert"].quantisation == kind
+    for device in ("cpu", "cuda"):
+        layers = [s for s in make_plan(spec, device).scenarios if s.op == "layer"]
+        for layer in layers:
+            baseline = "torch_grouped" in layer.kernel.name
+            assert layer.expert.quantisation == ("none" if baseline else kind)
+        assert {layer.expert.quantisation for layer in layers} == {"none", kind}
 
 
 def test_four_bit_shard_that_cannot_be_packed_is_dense() -> None:
