@@ -59,9 +59,7 @@ PROBLEMS = (
 def configs_of(problem: Problem) -> list[dict[str, int]]:
     kernel: Any = getattr(torch_blocked, problem.op)
     space = kernel.tile_space
-    every = (
-        dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())
-    )
+    every = (dict(zip(space, values, strict=True)) for values in itertools.product(*space.values()))
     return [config for config in every if kernel.tile_allowed(config, problem.expert)]
 
 
@@ -100,7 +98,11 @@ def measure(problem: Problem, rounds: int, seconds: float, seed: int) -> dict[st
 
 
 def _one(
-    kernel: Any, x: torch.Tensor, weights: list[torch.Tensor], config: dict[str, int], seconds: float
+    kernel: Any,
+    x: torch.Tensor,
+    weights: list[torch.Tensor],
+    config: dict[str, int],
+    seconds: float,
 ) -> tuple[float, float, int]:
     kernel(x, *weights, **config)  # warm
     times: list[float] = []

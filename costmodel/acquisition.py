@@ -11,9 +11,11 @@ improvement over the best one measured (Jones et al. 1998, eq. 15) is next, weig
 it is to run at all, given the failures among its likes. Further ones of a batch are chosen as if
 the earlier had turned out as expected.
 
-When it stops. A token count is done when the largest expected improvement (a share of the latency,
-luck of the single config included) is below `patience_gain` = the standard deviation of the
-measuring noise of its best config, or its `budget` is used up, or nothing is left.
+When it stops. A token count is done when the expected gain of measuring on until its budget is used
+up is below the probable error of one measurement: E[max(best - min y, 0)] over the most promising
+configs that the budget allows, each an independent normal with its own luck in it, is less than
+0.6745 times the median standard deviation of the log latencies measured there. It is also done when
+the budget is used up or nothing is left.
 
 What wins is the config of least *posterior mean* among the measured, not of least reading: of many
 noisy readings the smallest is too small.
@@ -40,8 +42,11 @@ from costprof.costmodel.tile_process import TileProcess
 Stop = Literal["gain below noise", "budget used", "all measured"]
 
 _START = 8
-_BEND = 0.7
+_BEND = 0.35
 """Log latencies further than about this above the best are bent together: how bad is irrelevant."""
+
+_PROBABLE_ERROR = 0.6745
+"""Of a standard deviation: what a normal error exceeds half of the time."""
 
 _LEVELS_OF_TOKENS = 0.15
 """A factor of two in tokens is as far apart as this share of a parameter's whole range."""
@@ -102,8 +107,8 @@ class Choice:
     Attributes:
         next: (token count, config) pairs to measure, by index; empty when all are done.
         best: Config of least expected latency at each token count, None where none ran.
-        gain: Largest expected improvement left at each token count, as a share of the latency;
-            None before the model can say.
+        gain: Expected gain of using up the budget at each token count, as a share of the latency
+            (where it is used up, of one more batch); None before the model can say.
         stopped: Why a token count is done, None where it is not.
     """
 
@@ -140,11 +145,14 @@ def choose(
     runs = [m for m in measured if m.latency_us is not None]
     if waiting or not runs:
         # Where all of the start failed, go on with the next ones of a longer start.
-        more = waiting or [
-            pair
-            for pair in start_set(space, limit, seed)
-            if pair not in taken and counts[pair[0]] < limit
-        ][: batch * len(space.problems)]
+        more = (
+            waiting
+            or [
+                pair
+                for pair in start_set(space, limit, seed)
+                if pair not in taken and counts[pair[0]] < limit
+            ][: batch * len(space.problems)]
+        )
         done: tuple[Stop | None, ...] = (None,) * len(space.problems)
         if not more:
             done = tuple(_full(space, count) for count in counts)
@@ -200,10 +208,12 @@ def _choose_by_model(
             improvement *= _runs(process, x, fails)
             top = int(improvement.argmax())
             if number == 0:
-                rest = np.argsort(-improvement)[: limit - counts[tokens]]
+                left = max(limit - counts[tokens], batch)
+                rest = np.argsort(-improvement)[:left]
                 mean, std = belief.predict(x[rest], physics[rest], group[rest])
-                gain[tokens] = joint_improvement(mean, std, value[tokens])
-                if stopped[tokens] is None and gain[tokens] < noise[tokens]:
+                left_to_gain = joint_improvement(mean, std, value[tokens])
+                gain[tokens] = left_to_gain
+                if stopped[tokens] is None and left_to_gain < _PROBABLE_ERROR * noise[tokens]:
                     stopped[tokens] = "gain below noise"
                 if stopped[tokens] is not None:
                     break
@@ -223,7 +233,7 @@ def expected_improvement(mean: Array, std: Array, best: float) -> Array:
 
 
 def joint_improvement(mean: Array, std: Array, best: float) -> float:
-    """Return E[max(best - min y, 0)] for independent y ~ N(mean, std²) [n]: the gain of measuring all.
+    """Return E[max(best - min y, 0)], the gain of measuring all, for independent y ~ N(mean, std²).
 
     The integral of P(min y < v) over v below `best`, by the midpoint rule.
     """
@@ -253,7 +263,7 @@ def _fitted(space: TileSpace, ran: Sequence[Measured]) -> TileProcess:
 def _incumbents(
     space: TileSpace, process: TileProcess, ran: Sequence[Measured]
 ) -> tuple[list[int | None], list[float], list[float]]:
-    """Return the best measured config of each token count, its expected y, its noise std."""
+    """Return each token count's best measured config, its expected y, and the median noise std."""
     expected = process.at_measured()
     best: list[int | None] = []
     value: list[float] = []
@@ -268,7 +278,7 @@ def _incumbents(
         winner = min(mine, key=lambda i: (expected[i], ran[i].config))
         best.append(ran[winner].config)
         value.append(float(expected[winner]))
-        noise.append(float(np.sqrt(ran[winner].variance)))
+        noise.append(float(np.median([ran[i].variance for i in mine])) ** 0.5)
     return best, value, noise
 
 

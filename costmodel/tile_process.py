@@ -45,7 +45,9 @@ class TileProcess:
     @classmethod
     def fit(cls, x: Array, physics: Array, group: Array, y: Array, noise: Array) -> TileProcess:
         """Fit log latencies `y` of variance `noise` [n]."""
-        start = np.concatenate([[_AMPLITUDE[0], _LUCK[0]], np.full(x.shape[1], _length(x.shape[1]))])
+        start = np.concatenate(
+            [[_AMPLITUDE[0], _LUCK[0]], np.full(x.shape[1], _length(x.shape[1]))]
+        )
         made = cls(x, physics, group, y, noise, start)
         spread = (x[:, None, :] - x[None, :, :]) ** 2
         found = minimize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,13 +38,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a sweep will do, fixed before it starts."""
+    """All that a sweep will do, fixed before it starts.
+
+    A plan with a `search` grows: whoever chooses its next runs adds them (`with_scenarios`), and
+    what stays the same, and names the plan, is how they are chosen.
+    """
 
     name: str
     device: DeviceName
     runs: tuple[Run, ...]
     moes: tuple[dict[str, Any], ...]
     timing: TimingSpec
+    search: dict[str, Any] | None = None
 
     @property
     def scenarios(self) -> list[Scenario]:
@@ -53,13 +59,19 @@ class Plan:
     @cached_property
     def plan_id(self) -> str:
         """Hash of scenarios and timing: `--resume` only goes on with an equal plan."""
-        return content_id(
-            {
-                "runs": [[s.scenario_id for s in run.scenarios] for run in self.runs],
-                "timing": self.timing.model_dump(),
-                "moes": list(self.moes),
-            }
-        )
+        what: dict[str, Any] = {"timing": self.timing.model_dump(), "moes": list(self.moes)}
+        if self.search is None:
+            what["runs"] = [[s.scenario_id for s in run.scenarios] for run in self.runs]
+        else:
+            what["search"] = self.search
+        return content_id(what)
+
+    def with_scenarios(self, scenarios: list[Scenario], *, isolate: bool = False) -> Plan:
+        """Return the plan with further runs, of the `scenarios` it does not hold yet."""
+        known = {scenario.scenario_id for scenario in self.scenarios}
+        new = [scenario for scenario in scenarios if scenario.scenario_id not in known]
+        more = _runs(new, self.timing, isolate)
+        return dataclasses.replace(self, runs=(*self.runs, *more))
 
     def estimated_s(self) -> float:
         """Rough time of the whole sweep, in seconds, without re-measuring."""

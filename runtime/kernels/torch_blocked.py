@@ -40,9 +40,7 @@ def _tiled(columns: Callable[[ExpertClass], int]) -> Callable[[_Function], _Func
     def allowed(config: dict[str, int], expert: ExpertClass) -> bool:
         """Return whether no tile is larger than the matrix; larger ones would only repeat it."""
         sizes = {"BLOCK_N": columns(expert), "BLOCK_K": expert.d_model}
-        return all(
-            config[name] <= max(size, TILE_SPACE[name][0]) for name, size in sizes.items()
-        )
+        return all(config[name] <= max(size, TILE_SPACE[name][0]) for name, size in sizes.items())
 
     def mark(function: _Function) -> _Function:
         marked: Any = function
