@@ -29,7 +29,7 @@ from costprof.costmodel.acquisition import Measured, TileSpace, choose
 from costprof.costmodel.tile_features import TileProblem
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
-import simulated_tiles as simulator  # noqa: E402
+import simulated_tiles as simulator
 
 AIM_REGRET = 0.02
 SHARE = 0.05

@@ -72,7 +72,7 @@ def tile_features(problem: TileProblem, configs: Sequence[Config]) -> Array:
     column_tiles = np.ceil(problem.columns / block_n)
     padded = row_tiles * block_m * column_tiles * block_n
     tile_bytes = (block_m + block_n) * block_k * problem.value_bytes
-    return np.log2(
+    features = np.log2(
         np.stack(
             [
                 padded / (sum(problem.rows) * problem.columns),
@@ -83,6 +83,7 @@ def tile_features(problem: TileProblem, configs: Sequence[Config]) -> Array:
             axis=1,
         )
     )
+    return np.asarray(features)
 
 
 def physics_estimate(problem: TileProblem, configs: Sequence[Config]) -> Array:
@@ -119,7 +120,7 @@ def _blocks(configs: Sequence[Config]) -> tuple[Array, Array, Array]:
 
 def _row_tiles(problem: TileProblem, block_m: Array) -> Array:
     rows = np.array(problem.rows, dtype=np.float64)
-    return np.ceil(rows[None, :] / block_m[:, None]).sum(axis=1)
+    return np.asarray(np.ceil(rows[None, :] / block_m[:, None]).sum(axis=1))
 
 
 def _are_codes(known: Array) -> bool:

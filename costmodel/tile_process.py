@@ -45,9 +45,7 @@ class TileProcess:
     @classmethod
     def fit(cls, x: Array, physics: Array, group: Array, y: Array, noise: Array) -> TileProcess:
         """Fit log latencies `y` of variance `noise` [n]."""
-        start = np.concatenate(
-            [[_AMPLITUDE[0], _LUCK[0]], np.full(x.shape[1], _length(x.shape[1]))]
-        )
+        start = _centre(x.shape[1])
         made = cls(x, physics, group, y, noise, start)
         spread = (x[:, None, :] - x[None, :, :]) ** 2
         found = minimize(
@@ -74,7 +72,7 @@ class TileProcess:
 
     def at_measured(self) -> Array:
         """Return the mean [n] of the true latency at the measured points, noise taken out."""
-        factor, weights = self._solved
+        _, weights = self._solved
         return np.asarray(self.y - self.noise * weights)
 
     def believing(self, x: Array, physics: Array, group: Array) -> TileProcess:
@@ -145,12 +143,10 @@ class TileProcess:
                 0.5 * scale * np.tensordot(shared, spread, axes=2),
             ]
         )
-        centre = np.concatenate(
-            [[_AMPLITUDE[0], _LUCK[0]], np.full(len(scale), _length(len(scale)))]
-        )
+        centre = _centre(len(scale))
         width = np.concatenate([[_AMPLITUDE[1], _LUCK[1]], np.full(len(scale), _LENGTH_STD)])
         off = (parameters - centre) / width
-        return float(value + 0.5 * off @ off), gradient + off / width
+        return float(value + 0.5 * off @ off), np.asarray(gradient + off / width)
 
 
 def _matern(distance: Array, amplitude: float) -> Array:
@@ -158,6 +154,7 @@ def _matern(distance: Array, amplitude: float) -> Array:
     return np.asarray(amplitude * (1 + distance + distance**2 / 3) * np.exp(-distance))
 
 
-def _length(dimensions: int) -> float:
-    """Log of the expected length of a feature whose values span about [0, 1]."""
-    return float(np.log(0.5 * np.sqrt(dimensions)))
+def _centre(dimensions: int) -> Array:
+    """Most probable parameters before the data; lengths are of features that span about [0, 1]."""
+    lengths = np.full(dimensions, np.log(0.5 * np.sqrt(max(dimensions, 1))))
+    return np.concatenate([[_AMPLITUDE[0], _LUCK[0]], lengths])
