@@ -18,6 +18,7 @@ from costprof.costmodel.curves import ClassCurves, read_classes
 from costprof.costmodel.features import Array
 from costprof.costmodel.manifest import Composition
 from costprof.costmodel.measurements import expert_of, log_variance
+from costprof.costmodel.tiled_layers import fastest_configs
 from costprof.costmodel.validation import error_figures
 
 MIN_LAYERS = 3
@@ -32,9 +33,9 @@ def fit_compositions(
     """Fit every expert class of table `rows` that `layers` (measurement rows) were made of.
 
     Only layers measured in the class's own cache state count: cold ones say nothing of warm
-    experts. Of several layer kernels the one measured most often is used. Returns the compositions
-    and, by class id, the errors of leaving one layer out beside those of plainly adding the
-    experts up.
+    experts. Of several layer kernels the one measured most often is used, and of several tile
+    configs the fastest for the same counts. Returns the compositions and, by class id, the errors
+    of leaving one layer out beside those of plainly adding the experts up.
     """
     experts = rows.filter(pc.equal(rows["op"], "expert"))
     if experts.num_rows == 0:
@@ -62,7 +63,7 @@ def _layers_of(
     ]
     names = [row["kernel"] for row in alike]
     most = max(sorted(set(names)), key=names.count, default="")
-    return [row for row in alike if row["kernel"] == most]
+    return fastest_configs([row for row in alike if row["kernel"] == most])
 
 
 def _fit(curves: ClassCurves, layers: list[dict[str, Any]]) -> tuple[Composition, dict[str, Any]]:

@@ -119,7 +119,8 @@ class TileProcess:
     @staticmethod
     def _levels(physics: Array, group: Array, other: Array, others: Array) -> Array:
         same = (group[:, None] == others[None, :]).astype(np.float64)
-        return _OFFSET_VARIANCE * same + _SLOPE_VARIANCE * physics[:, None] * other[None, :]
+        slopes = _SLOPE_VARIANCE * physics[:, None] * other[None, :]
+        return np.asarray(_OFFSET_VARIANCE * same + slopes)
 
     def _objective(self, parameters: Array, spread: Array) -> tuple[float, Array]:
         """Return minus the log posterior of `parameters`, and its gradient."""
@@ -133,7 +134,7 @@ class TileProcess:
         centred = self.y - _SLOPE_MEAN * self.physics
         weights = cho_solve((factor, True), centred)
         inverse = cho_solve((factor, True), np.eye(len(centred)))
-        value = 0.5 * centred @ weights + np.log(np.diag(factor)).sum()
+        value = float(0.5 * centred @ weights + np.log(np.diag(factor)).sum())
         outer = inverse - np.outer(weights, weights)
         # d Matern / d log length = amplitude · 5/3 · (1 + r) e^-r · (difference / length)²
         shared = outer * (amplitude * (5 / 3) * (1 + distance) * np.exp(-distance))
