@@ -64,7 +64,10 @@ class TileSearch:
     def run(
         self, sweep_of: Callable[[Plan], Sweep], folder: Path
     ) -> tuple[Plan, SweepReport, list[dict[str, Any]]]:
-        """Measure until every target is done; return the grown plan, its report and the winners."""
+        """Measure until every target is done; return the grown plan, its report and the winners.
+
+        At the end each winner is measured at the neighbouring token counts too, budget or not.
+        """
         plan = self.plan
         measured: dict[str, dict[str, Any]] = {}
         measuring_s = wall_s = 0.0
@@ -72,6 +75,8 @@ class TileSearch:
         while True:
             choices = [self._choice(target, measured) for target in self.targets]
             grown = self._grown(plan, choices)
+            if measured and len(grown.runs) == len(plan.runs):
+                grown = plan.with_scenarios(self._beside(choices), isolate=self.isolate)
             if measured and len(grown.runs) == len(plan.runs):
                 report.measuring_s, report.wall_s = measuring_s, wall_s
                 return plan, report, self._winners(choices, measured)
@@ -100,6 +105,16 @@ class TileSearch:
             for tokens, config in choice.next
         ]
         return plan.with_scenarios(more, isolate=self.isolate)
+
+    def _beside(self, choices: list[Choice]) -> list[Scenario]:
+        """Return each winner at the token counts next to its own, so that it has a curve there."""
+        return [
+            target.at(neighbour, best)
+            for target, choice in zip(self.targets, choices, strict=True)
+            for tokens, best in enumerate(choice.best)
+            for neighbour in (tokens - 1, tokens + 1)
+            if best is not None and 0 <= neighbour < len(target.scenarios)
+        ]
 
     def _winners(
         self, choices: list[Choice], rows: Mapping[str, dict[str, Any]]

@@ -74,10 +74,10 @@ class Curve:
 class ClassCurves:
     """All curves of one class; the config of least median latency is the one that prices.
 
-    At a measured token count the configs measured there compete. Elsewhere those of the nearest
-    one (by ratio) do, at the count asked for where all of them were measured on its other side too,
-    else at the nearest itself: a search measures few configs at each count, and one must not win by
-    an extrapolation. `kernel` is the `module:function` that was measured.
+    At a measured token count the configs measured there compete. Elsewhere those that were measured
+    on both sides do (beyond the ends: at the last two counts), provided the best of the nearest
+    count (by ratio) is among them; if not, that one is taken. A search measures few configs at each
+    count, and none must win by an extrapolation. `kernel` is the `module:function` measured.
     """
 
     expert: ExpertClass
@@ -99,14 +99,29 @@ class ClassCurves:
         Best is least `(1 - w) · latency / least latency + w · energy / least energy` with medians
         and `w` = `energy_weight`; of equals the first.
         """
-        at, compete = self._competing(np.asarray(tokens, dtype=np.float64))
+        asked = np.asarray(tokens, dtype=np.float64)
+        grid, measured = self._measured
+        if not len(grid):
+            everywhere = np.ones((len(self.curves), len(asked)), dtype=bool)
+            return self._cheapest(asked, everywhere, energy_weight)
+        nearest, other = _neighbours(asked, grid)
+        there = self._cheapest(grid[nearest], measured[:, nearest], energy_weight)
+        both = measured[:, nearest] & measured[:, other]
+        between = both[there, np.arange(len(asked))]
+        compared = self._cheapest(asked, both | ~between, energy_weight)
+        return np.where(between, compared, there)
+
+    def _cheapest(
+        self, tokens: Array, compete: npt.NDArray[np.bool_], energy_weight: float
+    ) -> npt.NDArray[np.int64]:
+        """Return the cheapest curve at each of `tokens` [n] of those that `compete` [curves, n]."""
         cost = np.zeros(compete.shape)
         for name, weight in (
             ("latency_us_p50", 1.0 - energy_weight),
             ("energy_mj_p50", energy_weight),
         ):
             if weight > 0:
-                each = np.stack([curve.at(name, at) for curve in self.curves])
+                each = np.stack([curve.at(name, tokens) for curve in self.curves])
                 least = np.where(compete, each, np.inf).min(axis=0)
                 cost += weight * each / np.maximum(least, np.finfo(np.float64).tiny)
         return np.asarray(np.where(compete, cost, np.inf).argmin(axis=0), dtype=np.int64)
@@ -119,28 +134,25 @@ class ClassCurves:
         best = self.best_index(tokens.astype(np.float64))
         return np.stack([latency[best, tokens], energy[best, tokens]], axis=1)
 
-    def _competing(self, tokens: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """Return where the configs are compared [n], and which compete [curves, n]."""
-        grid, measured = self._measured
-        if not len(grid):
-            return tokens, np.ones((len(self.curves), len(tokens)), dtype=bool)
-        apart = np.log2(np.maximum(tokens, 1.0))[:, None] - np.log2(grid)[None, :]
-        nearest = np.abs(apart).argmin(axis=1)
-        above = apart[np.arange(len(tokens)), nearest] > 0
-        # The neighbour on the other side of `tokens`; beyond the ends, the last but one.
-        other = np.where(above, nearest + 1, nearest - 1)
-        other = np.where(other == len(grid), nearest - 1, np.where(other < 0, nearest + 1, other))
-        other = other.clip(0, len(grid) - 1)
-        alike = (measured[:, nearest] == measured[:, other]).all(axis=0) & (other != nearest)
-        exact = grid[nearest] == tokens
-        return np.where(alike | exact, tokens, grid[nearest]), measured[:, nearest]
-
     @cached_property
     def _measured(self) -> tuple[Array, npt.NDArray[np.bool_]]:
         """Token counts measured under any config [m], and which config was where: [curves, m]."""
         each = [curve.tokens[np.array(curve.tier) == "measured"] for curve in self.curves]
         grid = np.unique(np.concatenate(each))
         return grid, np.stack([np.isin(grid, tokens) for tokens in each])
+
+
+def _neighbours(tokens: Array, grid: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the nearest of `grid` by ratio, and the one on the other side, for `tokens` [n].
+
+    Beyond an end the other is the last but one; on the grid, and in a grid of one, the nearest.
+    """
+    apart = np.log2(np.maximum(tokens, 1.0))[:, None] - np.log2(grid)[None, :]
+    nearest = np.abs(apart).argmin(axis=1)
+    side = np.sign(apart[np.arange(len(tokens)), nearest]).astype(np.int64)
+    other = nearest + side
+    outside = (other < 0) | (other >= len(grid))
+    return nearest, np.where(outside, nearest - side, other).clip(0, len(grid) - 1)
 
 
 _NUMBERS = (
