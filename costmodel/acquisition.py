@@ -8,7 +8,7 @@ How it chooses. It starts with `start` configs at each token count: half far apa
 half those that tile arithmetic holds for good, a different lot at each token count. From then on a
 Gaussian process (`tile_process`) is fitted to log latency, and the config with the largest expected
 improvement over the best one measured (Jones et al. 1998, eq. 15) is next, weighted by how likely
-it is to run at all, given the failures among its likes. Further ones of a batch are chosen as if
+it is to run at all, given what failed. Further ones of a batch are chosen as if
 the earlier had turned out as expected.
 
 When it stops. A token count is done when the expected gain of measuring on until its budget is used
@@ -29,6 +29,7 @@ from typing import Literal
 
 import numpy as np
 from scipy.special import ndtr
+from sklearn.linear_model import LogisticRegression
 
 from costprof.costmodel.features import Array
 from costprof.costmodel.tile_features import (
@@ -47,6 +48,9 @@ _BEND = 0.35
 
 _PROBABLE_ERROR = 0.6745
 """Of a standard deviation: what a normal error exceeds half of the time."""
+
+_TRUST_IN_FAILURES = 100.0
+"""Inverse strength of the prior that keeps the regression of failures from certainty."""
 
 _LEVELS_OF_TOKENS = 0.15
 """A factor of two in tokens is as far apart as this share of a parameter's whole range."""
@@ -186,10 +190,9 @@ def _choose_by_model(
     space: TileSpace, measured: Sequence[Measured], counts: list[int], limit: int, batch: int
 ) -> Choice:
     ran = [m for m in measured if m.latency_us is not None]
-    failed = [m for m in measured if m.latency_us is None]
     process = _fitted(space, ran)
     best, value, noise = _incumbents(space, process, ran)
-    fails = np.array([space.x[m.tokens, m.config] for m in failed]).reshape(-1, space.x.shape[2])
+    chances = _run_chances(space, measured)
     gain: list[float | None] = [None] * len(space.problems)
     stopped: list[Stop | None] = [None] * len(space.problems)
     proposed: list[tuple[int, int]] = []
@@ -205,7 +208,7 @@ def _choose_by_model(
             x, physics = space.x[tokens, candidates], space.physics[tokens, candidates]
             group = np.full(len(candidates), float(tokens))
             improvement = expected_improvement(*belief.predict(x, physics, group), value[tokens])
-            improvement *= _runs(process, x, fails)
+            improvement *= chances[tokens, candidates]
             top = int(improvement.argmax())
             if number == 0:
                 left = max(limit - counts[tokens], batch)
@@ -282,13 +285,19 @@ def _incumbents(
     return best, value, noise
 
 
-def _runs(process: TileProcess, x: Array, fails: Array) -> Array:
-    """Return how likely points [m] are to run: the share of runs among the likes of each."""
-    if not len(fails):
-        return np.ones(len(x))
-    good = process.similarity(x, process.x).sum(axis=1)
-    bad = process.similarity(x, fails).sum(axis=1)
-    return np.asarray((good + 0.1) / (good + bad + 0.1))
+def _run_chances(space: TileSpace, measured: Sequence[Measured]) -> Array:
+    """Return how likely each config is to run: [token counts, configs].
+
+    A logistic regression: what makes a config fail, too much shared memory or too many registers,
+    grows with the parameters and the tile arithmetic.
+    """
+    ran = np.array([m.latency_us is not None for m in measured])
+    if ran.all() or not ran.any():
+        return np.ones(space.x.shape[:2])
+    model = LogisticRegression(C=_TRUST_IN_FAILURES, max_iter=1000)
+    model.fit(np.stack([space.x[m.tokens, m.config] for m in measured]), ran)
+    flat = space.x.reshape(-1, space.x.shape[2])
+    return np.asarray(model.predict_proba(flat)[:, 1]).reshape(space.x.shape[:2])
 
 
 def _best_readings(space: TileSpace, ran: Sequence[Measured]) -> tuple[int | None, ...]:
@@ -315,6 +324,5 @@ def _distance_to(encoded: Array, mine: list[int], others: list[int]) -> Array:
 
 def _unit_range(values: Array) -> Array:
     """Return `values` [..., features] scaled so that each feature spans [0, 1]."""
-    flat = values.reshape(-1, values.shape[-1])
-    low, high = flat.min(axis=0), flat.max(axis=0)
+    low, high = values.min(axis=(0, 1)), values.max(axis=(0, 1))
     return np.asarray((values - low) / np.where(high > low, high - low, 1.0))

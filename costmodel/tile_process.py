@@ -87,10 +87,6 @@ class TileProcess:
             self.parameters,
         )
 
-    def similarity(self, x: Array, other: Array) -> Array:
-        """Return how alike points [m] and [n] are, 0 … 1: [m, n]."""
-        return self._smooth(x, other) / float(np.exp(2 * self.parameters[0]))
-
     @property
     def _luck(self) -> float:
         return float(np.exp(2 * self.parameters[1]))

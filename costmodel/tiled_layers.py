@@ -39,7 +39,7 @@ def tiled_layers(layers: list[dict[str, Any]]) -> tuple[TiledLayer, ...]:
         if known is None or _rank(row) < _rank(known):
             configs[row["config"]] = row
     made = []
-    for _, configs in sorted(grouped.items(), key=lambda item: str(item[0])):
+    for _, configs in sorted(grouped.items(), key=lambda item: (str(item[0][:-1]), item[0][-1])):
         rows = sorted(configs.values(), key=_rank)
         first = rows[0]
         made.append(
