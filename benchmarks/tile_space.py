@@ -3,7 +3,9 @@
     python benchmarks/tile_space.py --out out/tiles --rounds 20
 
 Each round measures every config once, in a new random order: a slow minute of the machine falls
-on all of them alike. One measurement is the median of some calls, as a sweep's is.
+on all of them alike. One measurement is the median of some calls, as a sweep's is. By default the
+clock is the CPU time of the one thread at work, which stands still while another process has the
+core; on a machine that does nothing else it shows what `--clock wall` shows.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import random
 import statistics
 import sys
@@ -47,6 +50,8 @@ class Problem:
         return ExpertClass(d_model=self.d_model, d_ff=self.d_ff, dtype=self.dtype)
 
 
+CLOCKS = {"thread": time.thread_time, "wall": time.perf_counter}
+
 PROBLEMS = (
     Problem("swiglu-bf16-16", "swiglu", 1024, 768, "bfloat16", 16),
     Problem("fc1-f32-64", "fc1", 512, 1024, "float32", 64),
@@ -63,7 +68,7 @@ def configs_of(problem: Problem) -> list[dict[str, int]]:
     return [config for config in every if kernel.tile_allowed(config, problem.expert)]
 
 
-def measure(problem: Problem, rounds: int, seconds: float, seed: int) -> dict[str, Any]:
+def measure(problem: Problem, rounds: int, seconds: float, seed: int, clock: str) -> dict[str, Any]:
     """Return configs and, per config, one (median µs, robust CV, calls) for each round."""
     expert = problem.expert
     generator = torch.Generator().manual_seed(seed)
@@ -83,13 +88,15 @@ def measure(problem: Problem, rounds: int, seconds: float, seed: int) -> dict[st
             order = list(range(len(configs)))
             draw.shuffle(order)
             for index in order:
-                measured[index].append(_one(kernel, x, weights, configs[index], seconds))
+                measured[index].append(_one(kernel, x, weights, configs[index], seconds, clock))
             print(f"{problem.name}: round {round_number + 1} of {rounds}", file=sys.stderr)
     return {
         "problem": asdict(problem),
         "device": detect_device("cpu").to_dict(),
         "software": software_versions(),
         "threads": torch.get_num_threads(),
+        "clock": clock,
+        "load_average": [round(each, 2) for each in os.getloadavg()],
         "configs": configs,
         "latency_us": [[value[0] for value in each] for each in measured],
         "robust_cv": [[value[1] for value in each] for each in measured],
@@ -103,13 +110,15 @@ def _one(
     weights: list[torch.Tensor],
     config: dict[str, int],
     seconds: float,
+    clock: str,
 ) -> tuple[float, float, int]:
     kernel(x, *weights, **config)  # warm
     times: list[float] = []
+    now = CLOCKS[clock]
     while len(times) < 3 or (sum(times) < seconds and len(times) < 50):
-        began = time.perf_counter()
+        began = now()
         kernel(x, *weights, **config)
-        times.append(time.perf_counter() - began)
+        times.append(now() - began)
     low, median, high = statistics.quantiles(times, n=4)
     return median * 1e6, (high - low) / median, len(times)
 
@@ -119,6 +128,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("out/tiles"))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.01, help="of one measurement")
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="thread")
     parser.add_argument("--problem", action="append", help="measure these alone")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -126,7 +136,7 @@ def main() -> int:
     for problem in PROBLEMS:
         if options.problem and problem.name not in options.problem:
             continue
-        result = measure(problem, options.rounds, options.seconds, options.seed)
+        result = measure(problem, options.rounds, options.seconds, options.seed, options.clock)
         write_json(options.out / f"{problem.name}.json", result)
         print(json.dumps({"problem": problem.name, "configs": len(result["configs"])}))
     return 0

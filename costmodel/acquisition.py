@@ -12,10 +12,10 @@ it is to run at all, given what failed. Further ones of a batch are chosen as if
 the earlier had turned out as expected.
 
 When it stops. A token count is done when the expected gain of measuring on until its budget is used
-up is below the probable error of one measurement: E[max(best - min y, 0)] over the most promising
-configs that the budget allows, each an independent normal with its own luck in it, is less than
-0.6745 times the median standard deviation of the log latencies measured there. It is also done when
-the budget is used up or nothing is left.
+up is well below the noise: E[max(best - min y, 0)] over the most promising configs that the budget
+allows, each an independent normal with its own luck in it, is less than a quarter of the median
+standard deviation of the log latencies measured there. It is also done when the budget is used up
+or nothing is left.
 
 What wins is the config of least *posterior mean* among the measured, not of least reading: of many
 noisy readings the smallest is too small.
@@ -46,8 +46,9 @@ _START = 8
 _BEND = 0.35
 """Log latencies further than about this above the best are bent together: how bad is irrelevant."""
 
-_PROBABLE_ERROR = 0.6745
-"""Of a standard deviation: what a normal error exceeds half of the time."""
+_NEGLIGIBLE = 0.25
+"""Share of the noise below which an expected gain is not worth measuring for: by Markov's
+inequality a gain of the size of the noise is then one case in four at most."""
 
 _TRUST_IN_FAILURES = 100.0
 """Inverse strength of the prior that keeps the regression of failures from certainty."""
@@ -216,7 +217,7 @@ def _choose_by_model(
                 mean, std = belief.predict(x[rest], physics[rest], group[rest])
                 left_to_gain = joint_improvement(mean, std, value[tokens])
                 gain[tokens] = left_to_gain
-                if stopped[tokens] is None and left_to_gain < _PROBABLE_ERROR * noise[tokens]:
+                if stopped[tokens] is None and left_to_gain < _NEGLIGIBLE * noise[tokens]:
                     stopped[tokens] = "gain below noise"
                 if stopped[tokens] is not None:
                     break
