@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,7 @@ from costprof.cli.console import error_line, print_json
 from costprof.core.errors import InputError
 
 if TYPE_CHECKING:
+    from costprof.cli.search import TileSearch
     from costprof.cli.sweep_energy import EnergyOptions
     from costprof.core.device import DeviceFingerprint
     from costprof.profiler.plan import Plan
@@ -51,6 +53,13 @@ def sweep(
     device: Annotated[str | None, typer.Option(help="cpu or cuda, over the spec's own.")] = None,
     ep: Annotated[int, typer.Option(help="Expert-parallel degree of a named model.")] = 1,
     tp: Annotated[int, typer.Option(help="Tensor-parallel degree of a named model.")] = 1,
+    search: Annotated[
+        str | None,
+        typer.Option(help="tiles: let a model choose the tile configs that are measured."),
+    ] = None,
+    search_budget: Annotated[
+        float, typer.Option(help="Share of a tile space measured at most, at each token count.")
+    ] = 0.05,
     isolate: Annotated[bool, typer.Option("--isolate", help="One process a scenario.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the sweep in --out.")
@@ -66,21 +75,43 @@ def sweep(
 
     chosen = _spec(spec, preset, model_config, from_model, ep, tp)
     device_name = _device(device or chosen.device, planning=dry_run)
-    plan = make_plan(chosen, device_name, isolate=isolate)
+    if search not in (None, "tiles"):
+        raise InputError(
+            f"--search {search!r} is unknown", "nothing was measured", "use --search tiles"
+        )
+    plan = make_plan(chosen.without_samples() if search else chosen, device_name, isolate=isolate)
     counted = _counted(counters)
     options = energy_options(plan, energy, energy_meter, energy_window)
+    tiles = _tile_search(plan, search_budget, isolate=isolate) if search else None
     if dry_run:
-        _print_plan(plan, options, as_json)
+        _print_plan(tiles.first() if tiles else plan, options, as_json)
+        if tiles and not as_json:
+            print(f"a start: the search measures {tiles.most()} tile configs at most")
         return
     if out is None:
         raise InputError(
             "--out is missing", "there is nowhere to write to", "name a folder with --out DIR"
         )
-    _measure(plan, out, backend, counted, options, resume=resume, as_json=as_json)
+    _measure(plan, tiles, out, backend, counted, options, resume=resume, as_json=as_json)
+
+
+def _tile_search(plan: Plan, budget: float, *, isolate: bool) -> TileSearch:
+    from costprof.cli.search import tile_search
+    from costprof.core.device import detect_device
+    from costprof.core.errors import ToolError
+
+    try:
+        device = detect_device("gpu" if plan.device == "cuda" else "cpu")
+        threads = plan.timing.threads if plan.device == "cpu" else None
+        units = threads or device.units
+    except ToolError:  # planning for a GPU elsewhere
+        units = 1
+    return tile_search(plan, budget=budget, units=units, isolate=isolate)
 
 
 def _measure(
     plan: Plan,
+    tiles: TileSearch | None,
     out: Path,
     backend_name: str,
     counted: int,
@@ -103,20 +134,23 @@ def _measure(
     backend = choose_backend(backend_name, plan.device, plan.timing.max_repetitions)
     writable_folder(out)
     with sweep_lock(out):
-        check_folder(
-            out, plan.plan_id, backend=backend.name, device=fingerprint.name, resume=resume
-        )
-        work = Sweep(
-            plan=plan,
+        plan_id = (tiles.plan if tiles else plan).plan_id
+        check_folder(out, plan_id, backend=backend.name, device=fingerprint.name, resume=resume)
+        sweep_of = functools.partial(
+            Sweep,
             folder=out,
             backend=backend,
             device=fingerprint,
             software=software_versions(),
             energy_model=energy_model(fingerprint, threads=plan.timing.threads),
         )
+        winners: list[dict[str, Any]] = []
         try:
-            with SweepProgress(plan, finished_runs(plan, out)) as progress:
-                report = work.run(progress)
+            if tiles:
+                plan, report, winners = tiles.run(lambda grown: sweep_of(plan=grown), out)
+            else:
+                with SweepProgress(plan, finished_runs(plan, out)) as progress:
+                    report = sweep_of(plan=plan).run(progress)
             notes = _uncaptured(report.uncaptured)
             notes += _count_events(plan, out, fingerprint, counted) if counted else []
             if energy is not None:
@@ -127,7 +161,7 @@ def _measure(
                 "and --resume"
             )
             raise SystemExit(INTERRUPTED) from None
-    _print_report(report, backend.name, out, notes, as_json)
+    _print_report(report, backend.name, out, notes, winners, as_json)
 
 
 def _spec(
@@ -226,7 +260,7 @@ def _uncaptured(scenarios: int) -> list[str]:
 
 def _print_plan(plan: Plan, energy: EnergyOptions | None, as_json: bool) -> None:
     seconds = plan.estimated_s()
-    energy_s = energy.estimated_s() if energy else 0.0
+    energy_s = energy.estimated_s(plan) if energy else 0.0
     if as_json:
         print_json(
             {
@@ -267,7 +301,12 @@ def _print_plan(plan: Plan, energy: EnergyOptions | None, as_json: bool) -> None
 
 
 def _print_report(
-    report: SweepReport, backend: str, out: Path, notes: list[str], as_json: bool
+    report: SweepReport,
+    backend: str,
+    out: Path,
+    notes: list[str],
+    winners: list[dict[str, Any]],
+    as_json: bool,
 ) -> None:
     if as_json:
         print_json(
@@ -279,9 +318,12 @@ def _print_report(
                 "measuring_s": report.measuring_s,
                 "measuring_share": report.measuring_share,
                 "notes": notes,
+                "tiles": winners,
             }
         )
         return
+    for winner in winners:
+        print(_winner_line(winner))
     counts = ", ".join(f"{number} {status}" for status, number in sorted(report.statuses.items()))
     print(f"{out}: {counts}; backend {backend}")
     if report.wall_s and report.measuring_s:
@@ -291,3 +333,17 @@ def _print_report(
         )
     for note in notes:
         print(note)
+
+
+def _winner_line(winner: dict[str, Any]) -> str:
+    used = f"{winner['measured']} of {winner['configs']} configs measured"
+    used += f", {winner['failed']} failed" if winner["failed"] else ""
+    if winner["config"] is None:
+        return f"{winner['label']}: no config ran; {used}"
+    config = " ".join(f"{name}={value}" for name, value in sorted(winner["config"].items()))
+    gain = winner["expected_gain"]
+    left = "" if gain is None else f" (expected gain of going on: {gain:.1%})"
+    return (
+        f"{winner['label']}: {winner['latency_us_p50']:.1f} us with {config}; {used}; "
+        f"stopped: {winner['stopped']}{left}"
+    )

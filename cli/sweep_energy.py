@@ -23,15 +23,15 @@ MIN_WINDOW_S = 2.0
 class EnergyOptions:
     """What the command line asks for: how many scenarios, read by what, how long a window."""
 
-    scenarios: tuple[Scenario, ...]
+    wanted: str
     phases: Phases
     by_meter: bool
 
-    def estimated_s(self) -> float:
-        """Rough seconds of the trials."""
-        from costprof.profiler.energy.campaign import estimate_s
+    def estimated_s(self, plan: Plan) -> float:
+        """Rough seconds of the trials of `plan`."""
+        from costprof.profiler.energy.campaign import choose_scenarios, estimate_s
 
-        return estimate_s(len(self.scenarios), self.phases)
+        return estimate_s(len(choose_scenarios(plan, self.wanted)), self.phases)
 
 
 def energy_options(
@@ -60,7 +60,8 @@ def energy_options(
             f"give at least {MIN_WINDOW_S:g} s",
         )
     phases = meter_phases(window_s) if by_meter else nvml_phases(window_s)
-    return EnergyOptions(choose_scenarios(plan, wanted), phases, by_meter)
+    choose_scenarios(plan, wanted)  # refuses what it cannot read
+    return EnergyOptions(wanted, phases, by_meter)
 
 
 def power_source(options: EnergyOptions | None, device: str) -> Power | None:
@@ -96,14 +97,14 @@ def measure_energy(
     options: EnergyOptions, power: Power | None, plan: Plan, out: Path, device: DeviceFingerprint
 ) -> EnergyReport:
     """Run the trials that are left, showing how they go on."""
-    from costprof.profiler.energy.campaign import Campaign, measurable
+    from costprof.profiler.energy.campaign import Campaign, choose_scenarios, measurable
     from costprof.profiler.energy.trial import Bench
 
     campaign = Campaign(
         bench=Bench(
             folder=out, device=device, timing=plan.timing, phases=options.phases, power=power
         ),
-        scenarios=measurable(out, options.scenarios),
+        scenarios=measurable(out, choose_scenarios(plan, options.wanted)),
         seed=plan.plan_id,
     )
     with _Bar(campaign.left()) as bar:

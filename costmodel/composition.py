@@ -18,6 +18,7 @@ from costprof.costmodel.curves import ClassCurves, read_classes
 from costprof.costmodel.features import Array
 from costprof.costmodel.manifest import Composition
 from costprof.costmodel.measurements import expert_of, log_variance
+from costprof.costmodel.tiled_layers import fastest_configs
 from costprof.costmodel.validation import error_figures
 
 MIN_LAYERS = 3
@@ -32,11 +33,11 @@ def fit_compositions(
     """Fit every expert class of table `rows` that `layers` (measurement rows) were made of.
 
     Only layers measured in the class's own cache state count: cold ones say nothing of warm
-    experts. Of several layer kernels the one measured most often is used, of its tile configs the
-    best for each token counts. Returns the compositions
-    and, by class id, the errors of leaving one layer out beside those of plainly adding the
-    experts up. Energies are compared with those of the experts only where both have one source:
-    measured ones say nothing about a model's.
+    experts. Of several layer kernels the one measured most often is used, and of several tile
+    configs the fastest for the same counts. Returns the compositions and, by class id, the errors
+    of leaving one layer out beside those of plainly adding the experts up. Energies are compared
+    with those of the experts only where both have one source: measured ones say nothing about a
+    model's.
     """
     experts = rows.filter(pc.equal(rows["op"], "expert"))
     if experts.num_rows == 0:
@@ -64,14 +65,7 @@ def _layers_of(
     ]
     names = [row["kernel"] for row in alike]
     most = max(sorted(set(names)), key=names.count, default="")
-    # A layer runs under its best tile config: the others say nothing of what it costs.
-    best: dict[tuple[int, ...], dict[str, Any]] = {}
-    for row in alike:
-        if row["kernel"] == most:
-            rival = best.setdefault(tuple(row["counts"]), row)
-            if row["latency_us_p50"] < rival["latency_us_p50"]:
-                best[tuple(row["counts"])] = row
-    return list(best.values())
+    return fastest_configs([row for row in alike if row["kernel"] == most])
 
 
 def _fit(curves: ClassCurves, layers: list[dict[str, Any]]) -> tuple[Composition, dict[str, Any]]:

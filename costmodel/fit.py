@@ -19,6 +19,7 @@ from costprof.costmodel.manifest import Composition, Manifest, MoeSpec, SourceDa
 from costprof.costmodel.measurements import MeasuredCurve, is_usable, measured_curves
 from costprof.costmodel.residual import fit_latency
 from costprof.costmodel.rows import rows_table
+from costprof.costmodel.tiled_layers import tiled_layers
 from costprof.costmodel.validation import (
     calibrated,
     energy_figures,
@@ -104,6 +105,7 @@ def fit_dataset(folder: Path, progress: Progress | None = None) -> FittedTable:
             *mixed_conditions(usable),
             *_notes(curves, described.moes, compositions),
         ),
+        tiled_layers=tiled_layers(layers),
     )
     return FittedTable(table, manifest)
 

@@ -62,6 +62,25 @@ class Composition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TiledLayer:
+    """A whole layer measured under tile configs at one token count; the best ones, fastest first.
+
+    `class_fields` are those of the experts' class, `tokens` the layer's before the top-k copies.
+    `configs` pairs each config with its measured median latency in µs; `tried` counts all measured.
+    """
+
+    class_fields: dict[str, Any]
+    kernel: str
+    cache_state: str
+    experts: int
+    top_k: int
+    distribution: str
+    tokens: int
+    configs: tuple[tuple[dict[str, int], float], ...]
+    tried: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Everything about a cost table but its rows.
 
@@ -79,6 +98,7 @@ class Manifest:
     validation: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    tiled_layers: tuple[TiledLayer, ...] = ()
     schema_version: int = SCHEMA_VERSION
     content_hash: str = ""
 
@@ -119,6 +139,8 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values (tuples as lists)."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))
+        if not self.tiled_layers:
+            del plain["tiled_layers"]  # tables of before there were any keep their hash
         return plain
 
     def to_json(self) -> str:
@@ -163,8 +185,14 @@ def _from_values(values: dict[str, Any]) -> Manifest:
             "sources": tuple(SourceDataset(**source) for source in values["sources"]),
             "compositions": {key: Composition(**value) for key, value in compositions},
             "notes": tuple(values["notes"]),
+            "tiled_layers": tuple(_tiled_layer(each) for each in values.get("tiled_layers", ())),
         }
     )
+
+
+def _tiled_layer(values: dict[str, Any]) -> TiledLayer:
+    configs = tuple((dict(config), float(us)) for config, us in values["configs"])
+    return TiledLayer(**{**values, "configs": configs})
 
 
 def _damaged(error: Exception) -> TableError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -17,13 +18,14 @@ from costprof.core.errors import InputError, TableError
 from costprof.core.expert import ExpertClass
 from costprof.core.work import expert_weight_bytes
 from costprof.costmodel.compatibility import check_device, warn_of_drift
+from costprof.costmodel.config_choice import ConfigChoice, check_energy_weight, config_choice
 from costprof.costmodel.curves import read_classes
 from costprof.costmodel.lookup import DenseLookup, build_lookup
 from costprof.costmodel.manifest import Manifest
 from costprof.costmodel.rows import TABLE_SCHEMA
 from costprof.costmodel.tablefile import read_table, write_table
 
-__all__ = ["TABLE_SCHEMA", "CostTable", "ExpertCost", "LayerCost", "write_table"]
+__all__ = ["TABLE_SCHEMA", "ConfigChoice", "CostTable", "ExpertCost", "LayerCost", "write_table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,44 @@ class CostTable:
             tier=curve.tier_at(tokens),
             energy_source=curve.energy_source_at(tokens),
         )
+
+    def best_config(
+        self, expert: int, tokens: int, *, energy_weight: float = 0.0
+    ) -> dict[str, int]:
+        """Return the tile config under which `expert` does best on `tokens`; empty without tiles.
+
+        `energy_weight` 0 asks for least latency, which is what prices are of, and 1 for least
+        energy; between, the config of least weighted sum of both as shares of their least. Under
+        a *modelled* energy the two rank much alike. In a hot path use `config_choice`.
+
+        Raises:
+            InputError: there is no such expert, `tokens` is negative, or the weight is not in
+                [0, 1].
+        """
+        if tokens < 0:
+            raise InputError(
+                f"tokens is {tokens}", "no config was chosen", "give a count of at least 0"
+            )
+        check_energy_weight(energy_weight)
+        curves = self._classes[self._class_id(expert)]
+        best = curves.best_index(np.array([float(max(tokens, 1))]), energy_weight)[0]
+        return dict(curves.curves[best].config)
+
+    def config_choice(self, expert: int, *, energy_weight: float = 0.0) -> ConfigChoice:
+        """Return `best_config` of `expert` for all token counts, looked up in constant time.
+
+        Raises:
+            InputError: there is no such expert, or the weight is not in [0, 1].
+        """
+        return config_choice(self._classes[self._class_id(expert)], energy_weight)
+
+    def kernel_name(self, expert: int) -> str:
+        """Return the `module:function` that was measured for `expert`.
+
+        Raises:
+            InputError: there is no such expert.
+        """
+        return self._classes[self._class_id(expert)].kernel
 
     def expert_costs(self, counts: Tensor) -> LayerCost:
         """Return what each expert adds to a layer: [..., E] for integer `counts` [..., E].

@@ -7,7 +7,9 @@ import importlib
 import importlib.metadata
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from costprof.core.errors import InputError
 from costprof.core.expert import ExpertClass, Kernel, Op
@@ -82,7 +84,21 @@ def default_kernel_name(expert: ExpertClass, op: Op, device: DeviceName) -> str:
 def resolve_kernel(name: str, config: dict[str, int] | None = None) -> Kernel:
     """Import `module:function` and return it with the hash of its source file.
 
-    Modules are looked for in the current folder too.
+    Raises:
+        InputError: see `import_kernel`.
+    """
+    function = import_kernel(name)
+    return Kernel(
+        name=name,
+        source_hash=_source_hash(function),
+        # What runs an adapter of ours is the library it calls.
+        framework=_framework(getattr(function, "framework", name.split(":")[0])),
+        config=dict(config or {}),
+    )
+
+
+def import_kernel(name: str) -> Callable[..., Any]:
+    """Return the function called `module:function`; the current folder is looked in too.
 
     Raises:
         InputError: the name is malformed, or nothing callable can be imported under it.
@@ -105,13 +121,8 @@ def resolve_kernel(name: str, config: dict[str, int] | None = None) -> Kernel:
         ) from error
     if not callable(function):
         raise InputError(f"{name!r} is not callable", "it cannot be measured", "name a function")
-    return Kernel(
-        name=name,
-        source_hash=_source_hash(function),
-        # What runs an adapter of ours is the library it calls.
-        framework=_framework(getattr(function, "framework", module_name)),
-        config=dict(config or {}),
-    )
+    found: Callable[..., Any] = function
+    return found
 
 
 def _source_hash(function: object) -> str:

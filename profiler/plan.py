@@ -16,7 +16,7 @@ from costprof.profiler.counts import layer_counts
 from costprof.profiler.kernels import default_kernel_name, resolve_kernel
 from costprof.profiler.scenario import DeviceName, Scenario
 from costprof.profiler.spec import ExpertSpec, LayerSpec, MeasureSpec, SweepSpec, TimingSpec
-from costprof.profiler.tile_space import sample_tiles
+from costprof.profiler.tiles import sample_tiles
 
 # Rough rates, used to estimate how long a plan takes and for nothing else.
 _ASSUMED_FLOPS = {"cpu": 5e10, "cuda": 1e14}
@@ -41,13 +41,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a sweep will do, fixed before it starts."""
+    """All that a sweep will do, fixed before it starts.
+
+    A plan with a `search` grows: whoever chooses its next runs adds them (`with_scenarios`), and
+    what stays the same, and names the plan, is how they are chosen.
+    """
 
     name: str
     device: DeviceName
     runs: tuple[Run, ...]
     moes: tuple[dict[str, Any], ...]
     timing: TimingSpec
+    search: dict[str, Any] | None = None
 
     @property
     def scenarios(self) -> list[Scenario]:
@@ -57,13 +62,19 @@ class Plan:
     @cached_property
     def plan_id(self) -> str:
         """Hash of scenarios and timing: `--resume` only goes on with an equal plan."""
-        return content_id(
-            {
-                "runs": [[s.scenario_id for s in run.scenarios] for run in self.runs],
-                "timing": self.timing.model_dump(),
-                "moes": list(self.moes),
-            }
-        )
+        what: dict[str, Any] = {"timing": self.timing.model_dump(), "moes": list(self.moes)}
+        if self.search is None:
+            what["runs"] = [[s.scenario_id for s in run.scenarios] for run in self.runs]
+        else:
+            what["search"] = self.search
+        return content_id(what)
+
+    def with_scenarios(self, scenarios: list[Scenario], *, isolate: bool = False) -> Plan:
+        """Return the plan with further runs, of the `scenarios` it does not hold yet."""
+        known = {scenario.scenario_id for scenario in self.scenarios}
+        new = [scenario for scenario in scenarios if scenario.scenario_id not in known]
+        more = _runs(new, self.timing, isolate)
+        return dataclasses.replace(self, runs=(*self.runs, *more))
 
     def estimated_s(self) -> float:
         """Rough time of the whole sweep, in seconds, without re-measuring."""

@@ -155,6 +155,15 @@ class SweepSpec(_Strict):
     moe: list[MoeSpec] = []
     timing: TimingSpec = TimingSpec()
 
+    def without_samples(self) -> SweepSpec:
+        """Return the sweep without tile configs drawn at random, for a search that chooses them."""
+        return self.model_copy(
+            update={
+                "measure": [entry.model_copy(update={"tiles": 0}) for entry in self.measure],
+                "layer": [entry.model_copy(update={"tiles": 0}) for entry in self.layer],
+            }
+        )
+
     @model_validator(mode="after")
     def _names_exist(self) -> SweepSpec:
         if not self.measure and not self.layer:

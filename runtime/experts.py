@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from costprof.core.errors import InputError
 from costprof.core.expert import ExpertClass
 from costprof.core.work import fc1_width
+from costprof.routing.contract import SystemState
+from costprof.runtime.kernel_choice import KernelChoice
 from costprof.runtime.kernels import torch_ffn, torch_packed
 
 DTYPES: dict[str, torch.dtype] = {
@@ -33,20 +35,29 @@ class Expert(nn.Module):
 
     Attributes:
         expert_class: What decides its cost.
+        choice: Which tile config its kernel runs under; None for a kernel without tiles.
     """
 
-    def __init__(self, expert_class: ExpertClass, w1: Tensor, w2: Tensor) -> None:
+    def __init__(
+        self,
+        expert_class: ExpertClass,
+        w1: Tensor,
+        w2: Tensor,
+        *,
+        choice: KernelChoice | None = None,
+    ) -> None:
         """Store `w1` [W, d_model] and `w2` [d_model, d_ff] as `expert_class` says.
 
         W is 2·d_ff for SwiGLU (gate rows first, then up), d_ff for ReLU. A 4-bit class packs
-        them here, once.
+        them here, once. With a `choice` its kernel runs the expert, else the one for the class.
 
         Raises:
             InputError: the class is no feed-forward block, or the weights have other shapes.
         """
         super().__init__()
         self.expert_class = expert_class
-        self._kernel = _kernel_of(expert_class)
+        self.choice = choice
+        self._kernel = _kernel_of(expert_class) if choice is None else choice.kernel
         _check_weights(expert_class, w1, w2)
         dtype = DTYPES[expert_class.dtype]
         weights = (w1.detach().to(dtype).contiguous(), w2.detach().to(dtype).contiguous())
@@ -63,6 +74,8 @@ class Expert(nn.Module):
         expert_class: ExpertClass,
         generator: torch.Generator,
         device: torch.device | str = "cpu",
+        *,
+        choice: KernelChoice | None = None,
     ) -> Expert:
         """Return an expert with normal weights of variance 1 / fan-in, made by `generator`."""
         _kernel_of(expert_class)
@@ -75,11 +88,15 @@ class Expert(nn.Module):
             torch.empty(shape, dtype=dtype).normal_(generator=generator) / math.sqrt(shape[1])
             for shape in shapes
         )
-        return cls(expert_class, w1.to(device), w2.to(device))
+        return cls(expert_class, w1.to(device), w2.to(device), choice=choice)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [T, d_model] for `x` [T, d_model], in the dtype of `x`."""
-        out = self._kernel(x.to(DTYPES[self.expert_class.dtype]), *self.weights)
+    def forward(self, x: Tensor, state: SystemState | None = None) -> Tensor:
+        """Return [T, d_model] for `x` [T, d_model], in the dtype of `x`.
+
+        `state` may decide the tile config, never the result beyond its rounding.
+        """
+        config = self.choice.config(x.shape[0], state) if self.choice is not None else {}
+        out = self._kernel(x.to(DTYPES[self.expert_class.dtype]), *self.weights, **config)
         return out.to(x.dtype)
 
     @property

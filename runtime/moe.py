@@ -15,6 +15,7 @@ from costprof.costmodel.table import CostTable
 from costprof.routing import Assignment, Gate, Rows, SystemState, TopK, route
 from costprof.routing.contract import Policy
 from costprof.runtime.experts import Expert
+from costprof.runtime.kernel_choice import KernelChoice
 
 _COOL = SystemState()
 _TOPK = TopK()
@@ -84,11 +85,20 @@ class MoELayer(nn.Module):
     ) -> MoELayer:
         """Return a layer of the table's expert classes with random weights, on the router's device.
 
+        Experts measured under several tile configs run under those the table found best.
+
         Raises:
             InputError: the router does not fit the table.
         """
+        classes = table.moe.class_of_expert
+        choices = {c: KernelChoice.from_table(table, classes.index(c)) for c in set(classes)}
         experts = [
-            Expert.random(table.expert_class(e), generator, gate_weight.device)
+            Expert.random(
+                table.expert_class(e),
+                generator,
+                gate_weight.device,
+                choice=choices[classes[e]],
+            )
             for e in range(table.n_experts)
         ]
         return cls(gate_weight, experts, gate=gate, table=table, policy=policy)
@@ -137,10 +147,10 @@ class MoELayer(nn.Module):
             history=history,
             batch_invariant=batch_invariant,
         )
-        hidden = self._compute(x, assignment)
+        hidden = self._compute(x, assignment, state)
         return LayerOutput(hidden=hidden, assignment=assignment, logits=logits)
 
-    def _compute(self, x: Tensor, assignment: Assignment) -> Tensor:
+    def _compute(self, x: Tensor, assignment: Assignment, state: SystemState) -> Tensor:
         """Run each active expert on its rows and add up the weighted results, [T, d_model]."""
         expert_of_slot = assignment.indices.masked_fill(~assignment.used, len(self.experts))
         # Stable: rows of one expert stay in the order of the batch. Unused slots come last.
@@ -155,7 +165,7 @@ class MoELayer(nn.Module):
             if count:
                 run = slice(start, start + count)
                 # A token meets an expert at most once, so no two of these additions collide.
-                out.index_add_(0, tokens[run], expert(x_sorted[run]) * weights[run])
+                out.index_add_(0, tokens[run], expert(x_sorted[run], state) * weights[run])
                 start += count
         return out
 

@@ -35,6 +35,13 @@ def test_a_serving_process_loads_nothing_heavy() -> None:
     assert loaded & HEAVY == set()
 
 
+def test_a_serving_process_does_not_load_what_chooses_measurements() -> None:
+    code = "import costprof.runtime, costprof.routing, costprof.runtime.kernel_choice, sys\n"
+    code += "print([name for name in sys.modules if 'acquisition' in name or 'tile_' in name])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_physics_and_the_words_load_nothing_heavy() -> None:
     loaded = modules_after("costprof.core.device", "costprof.core.work", "costprof.core.files")
     assert loaded & (HEAVY | {"torch", "numpy", "pyarrow"}) == set()
