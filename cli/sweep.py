@@ -269,7 +269,7 @@ def _print_plan(plan: Plan, energy: EnergyOptions | None, as_json: bool) -> None
                 "plan_id": plan.plan_id,
                 "estimated_s": round(seconds + energy_s),
                 "energy": {
-                    "scenarios": [s.scenario_id for s in energy.scenarios] if energy else [],
+                    "scenarios": [s.scenario_id for s in energy.scenarios(plan)] if energy else [],
                     "estimated_s": round(energy_s),
                 },
                 "runs": [
@@ -295,7 +295,7 @@ def _print_plan(plan: Plan, energy: EnergyOptions | None, as_json: bool) -> None
     )
     if energy:
         print(
-            f"energy of {len(energy.scenarios)} of them, three trials each, "
+            f"energy of {len(energy.scenarios(plan))} of them, three trials each, "
             f"about {energy_s / 60:.1f} min more"
         )
 

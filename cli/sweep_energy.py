@@ -27,11 +27,17 @@ class EnergyOptions:
     phases: Phases
     by_meter: bool
 
+    def scenarios(self, plan: Plan) -> tuple[Scenario, ...]:
+        """Return those of `plan` whose energy is wanted."""
+        from costprof.profiler.energy.campaign import choose_scenarios
+
+        return choose_scenarios(plan, self.wanted)
+
     def estimated_s(self, plan: Plan) -> float:
         """Rough seconds of the trials of `plan`."""
-        from costprof.profiler.energy.campaign import choose_scenarios, estimate_s
+        from costprof.profiler.energy.campaign import estimate_s
 
-        return estimate_s(len(choose_scenarios(plan, self.wanted)), self.phases)
+        return estimate_s(len(self.scenarios(plan)), self.phases)
 
 
 def energy_options(
@@ -50,7 +56,6 @@ def energy_options(
                 "add --energy N, or --energy all",
             )
         return None
-    from costprof.profiler.energy.campaign import choose_scenarios
     from costprof.profiler.energy.workload import meter_phases, nvml_phases
 
     if window_s is not None and not window_s >= MIN_WINDOW_S:
@@ -60,8 +65,9 @@ def energy_options(
             f"give at least {MIN_WINDOW_S:g} s",
         )
     phases = meter_phases(window_s) if by_meter else nvml_phases(window_s)
-    choose_scenarios(plan, wanted)  # refuses what it cannot read
-    return EnergyOptions(wanted, phases, by_meter)
+    options = EnergyOptions(wanted, phases, by_meter)
+    options.scenarios(plan)  # refuses a number it cannot read, before anything is measured
+    return options
 
 
 def power_source(options: EnergyOptions | None, device: str) -> Power | None:
@@ -97,14 +103,14 @@ def measure_energy(
     options: EnergyOptions, power: Power | None, plan: Plan, out: Path, device: DeviceFingerprint
 ) -> EnergyReport:
     """Run the trials that are left, showing how they go on."""
-    from costprof.profiler.energy.campaign import Campaign, choose_scenarios, measurable
+    from costprof.profiler.energy.campaign import Campaign, measurable
     from costprof.profiler.energy.trial import Bench
 
     campaign = Campaign(
         bench=Bench(
             folder=out, device=device, timing=plan.timing, phases=options.phases, power=power
         ),
-        scenarios=measurable(out, choose_scenarios(plan, options.wanted)),
+        scenarios=measurable(out, options.scenarios(plan)),
         seed=plan.plan_id,
     )
     with _Bar(campaign.left()) as bar:

@@ -12,7 +12,6 @@ from costprof.core.errors import InputError
 from costprof.core.expert import ExpertClass
 from costprof.profiler.kernels import import_kernel
 
-
 _SEED = 20_240
 
 
