@@ -10,10 +10,12 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from costprof.costmodel.table import ConfigChoice, CostTable
 from costprof.routing.contract import Stage, SystemState
+from costprof.runtime.kernels.launch import interpreted
 
 ENERGY_WEIGHT: Mapping[Stage, float] = {"cool": 0.0, "warm": 0.25, "hot": 0.5, "critical": 1.0}
 """How much energy counts against latency in each stage, see `CostTable.best_config`."""
@@ -36,8 +38,10 @@ class KernelChoice:
         self._choices = dict(choices)
 
     @classmethod
-    def from_table(cls, table: CostTable, expert: int) -> KernelChoice | None:
-        """Return the choice for `expert`; None where it was measured without tile parameters.
+    def from_table(
+        cls, table: CostTable, expert: int, device: torch.device | str
+    ) -> KernelChoice | None:
+        """Return the choice for `expert`; None where its kernel cannot run on `device`.
 
         Also None for a kernel that is not costprof's own: a table is data, and does not decide
         which code is imported. Give such a kernel to the constructor yourself.
@@ -45,23 +49,32 @@ class KernelChoice:
         Raises:
             InputError: there is no such expert.
         """
-        choices = {
-            stage: table.config_choice(expert, energy_weight=weight)
-            for stage, weight in ENERGY_WEIGHT.items()
-        }
-        name = table.kernel_name(expert)
-        if not name.startswith(_OURS) or not all(choices["cool"].configs):
+        kernel = _our_kernel(table.kernel_name(expert))
+        needs_gpu = getattr(kernel, "framework", "") == "triton" and not interpreted()
+        if kernel is None or (needs_gpu and torch.device(device).type != "cuda"):
             return None
-        module, _, function = name.partition(":")
-        try:
-            kernel: Any = getattr(importlib.import_module(module), function, None)
-        except ImportError:
-            return None  # a kernel of another version, or one whose library is missing
-        return cls(kernel, choices) if callable(kernel) else None
+        return cls(
+            kernel,
+            {
+                stage: table.config_choice(expert, energy_weight=weight)
+                for stage, weight in ENERGY_WEIGHT.items()
+            },
+        )
 
     def config(self, tokens: int, state: SystemState | None = None) -> Mapping[str, int]:
         """Return the tile config for `tokens`, in constant time and without asking the device."""
         return self._choices[stage_of(state) if state is not None else "cool"](tokens)
+
+
+def _our_kernel(name: str) -> Callable[..., Tensor] | None:
+    module, _, function = name.partition(":")
+    if not module.startswith(_OURS):
+        return None
+    try:
+        kernel: Any = getattr(importlib.import_module(module), function, None)
+    except ImportError:
+        return None  # a kernel of another version, or one whose library is missing
+    return kernel if callable(kernel) else None
 
 
 def stage_of(state: SystemState) -> Stage:

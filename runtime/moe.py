@@ -85,13 +85,16 @@ class MoELayer(nn.Module):
     ) -> MoELayer:
         """Return a layer of the table's expert classes with random weights, on the router's device.
 
-        Experts measured under several tile configs run under those the table found best.
+        Experts run by the kernel the table priced, under the tile configs it found best.
 
         Raises:
             InputError: the router does not fit the table.
         """
         classes = table.moe.class_of_expert
-        choices = {c: KernelChoice.from_table(table, classes.index(c)) for c in set(classes)}
+        choices = {
+            each: KernelChoice.from_table(table, classes.index(each), gate_weight.device)
+            for each in set(classes)
+        }
         experts = [
             Expert.random(
                 table.expert_class(e),

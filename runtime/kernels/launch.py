@@ -15,8 +15,10 @@ _INTERPRETED_UNITS = 2
 
 def interpreted() -> bool:
     """Whether Triton runs kernels in its interpreter, on the CPU (TRITON_INTERPRET=1)."""
-    import triton
-
+    try:
+        import triton
+    except ImportError:
+        return False
     return bool(triton.knobs.runtime.interpret)
 
 

@@ -14,6 +14,7 @@ from costprof.core.work import expert_weight_bytes
 from costprof.costmodel.manifest import Manifest, MoeSpec
 from costprof.costmodel.rows import TableRow, rows_table
 from costprof.costmodel.table import CostTable, write_table
+from costprof.profiler.kernels import default_kernel_name
 
 torch.set_num_threads(1)
 
@@ -29,7 +30,7 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                 us = expert_weight_bytes(expert) / 1024 + tokens
                 row = TableRow(
                     expert=expert,
-                    kernel=Kernel(name="costprof.runtime.kernels.torch_ffn:swiglu"),
+                    kernel=Kernel(name=default_kernel_name(expert, "expert", "cpu")),
                     tokens=tokens,
                     latency_us=(0.9 * us, us, 1.1 * us),
                     energy_mj=(0.01 * us, 0.02 * us, 0.03 * us),

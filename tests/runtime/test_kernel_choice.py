@@ -49,7 +49,7 @@ def table(name: str = "costprof.runtime.kernels.torch_blocked:swiglu", tiled: bo
 
 
 def test_tokens_and_state_decide_the_config() -> None:
-    choice = KernelChoice.from_table(table(), 0)
+    choice = KernelChoice.from_table(table(), 0, "cpu")
     assert choice is not None
     assert choice.kernel is torch_blocked.swiglu
     assert choice.config(16) == QUICK
@@ -75,11 +75,30 @@ def test_a_device_at_its_power_limit_is_hot(state: SystemState, stage: str) -> N
     assert stage_of(state) == stage
 
 
-def test_kernels_without_tiles_or_of_others_are_not_chosen() -> None:
-    assert KernelChoice.from_table(table(tiled=False), 0) is None
-    assert KernelChoice.from_table(table("os:system"), 0) is None
-    assert KernelChoice.from_table(table("costprof.runtime.kernels.gone:swiglu"), 0) is None
-    assert KernelChoice.from_table(table("costprof.runtime.kernels.torch_ffn:gone"), 0) is None
+def test_a_kernel_without_tiles_runs_under_no_config() -> None:
+    choice = KernelChoice.from_table(table(tiled=False), 0, "cpu")
+    assert choice is not None
+    assert choice.kernel is torch_blocked.swiglu
+    assert choice.config(16) == {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os:system",
+        "costprof.runtime.kernels.gone:swiglu",
+        "costprof.runtime.kernels.torch_ffn:gone",
+    ],
+)
+def test_kernels_of_others_are_not_chosen(name: str) -> None:
+    assert KernelChoice.from_table(table(name), 0, "cpu") is None
+
+
+def test_a_triton_kernel_is_chosen_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    priced = table("costprof.runtime.kernels.triton_experts:swiglu")
+    monkeypatch.setattr("costprof.runtime.kernel_choice.interpreted", lambda: False)
+    assert KernelChoice.from_table(priced, 0, "cpu") is None
+    assert KernelChoice.from_table(priced, 0, "cuda") is not None
 
 
 def test_a_layer_runs_its_experts_under_the_chosen_config(monkeypatch: pytest.MonkeyPatch) -> None:
