@@ -23,22 +23,30 @@ noisy readings the smallest is too small.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import ndtr
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from costprof.costmodel.features import Array
-from costprof.costmodel.tile_features import (
-    TileProblem,
-    encode,
-    physics_estimate,
-    tile_features,
-)
 from costprof.costmodel.tile_process import TileProcess
+from costprof.costmodel.tile_space import Measured, TileSpace, start_set
+
+__all__ = [
+    "Choice",
+    "Measured",
+    "Stop",
+    "TileSpace",
+    "choose",
+    "expected_improvement",
+    "joint_improvement",
+    "start_set",
+]
 
 Stop = Literal["gain below noise", "budget used", "all measured"]
 
@@ -53,56 +61,8 @@ inequality a gain of the size of the noise is then one case in four at most."""
 _TRUST_IN_FAILURES = 100.0
 """Inverse strength of the prior that keeps the regression of failures from certainty."""
 
-_LEVELS_OF_TOKENS = 0.15
-"""A factor of two in tokens is as far apart as this share of a parameter's whole range."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One measurement: which config at which token count, by index into the `TileSpace`.
-
-    `latency_us` is None where the config failed; `variance` is that of the log of the latency.
-    """
-
-    tokens: int
-    config: int
-    latency_us: float | None
-    variance: float = 1e-4
-
-
-@dataclass(frozen=True)
-class TileSpace:
-    """What can be measured of one class.
-
-    Attributes:
-        choices: Each parameter's choices.
-        configs: The members of their product that can work.
-        problems: The matrix product at each token count, ascending in tokens.
-    """
-
-    choices: Mapping[str, Sequence[int]]
-    configs: Sequence[Mapping[str, int]]
-    problems: Sequence[TileProblem]
-    x: Array = field(init=False, repr=False)
-    physics: Array = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        encoded = encode(self.choices, self.configs)
-        parts = [tile_features(problem, self.configs) for problem in self.problems]
-        arithmetic = _unit_range(np.stack(parts))
-        level = np.log2([problem.tokens for problem in self.problems]) * _LEVELS_OF_TOKENS
-        shape = (len(self.problems), len(self.configs))
-        x = np.concatenate(
-            [
-                np.broadcast_to(encoded, (*shape, encoded.shape[1])),
-                arithmetic,
-                np.broadcast_to(level[:, None, None], (*shape, 1)),
-            ],
-            axis=2,
-        )
-        physics = np.stack([physics_estimate(p, self.configs) for p in self.problems])
-        object.__setattr__(self, "x", x)  # [token counts, configs, features]
-        object.__setattr__(self, "physics", physics)  # [token counts, configs]
+_SHORTLIST = 200
+"""Most promising configs among which the rest of a batch is chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,28 +123,9 @@ def choose(
             done = tuple(_full(space, count) for count in counts)
         nothing = (None,) * len(space.problems)
         return Choice(tuple(more), _best_readings(space, runs), nothing, done)
-    return _choose_by_model(space, measured, counts, limit, batch)
-
-
-def start_set(space: TileSpace, count: int, seed: int) -> list[tuple[int, int]]:
-    """Return `count` (token count, config) pairs a token count, no config twice if avoidable."""
-    draw = np.random.default_rng(seed)
-    encoded = encode(space.choices, space.configs)
-    chosen: list[tuple[int, int]] = []
-    for tokens in range(len(space.problems)):
-        mine: list[int] = []
-        others = [config for _, config in chosen]
-        ranks = np.argsort(np.argsort(space.physics[tokens])) / len(space.configs)
-        for number in range(count):
-            promising = number % 2 == 1
-            # Physics points at a region, not at a config: any of its best fifth will do.
-            allowed = ranks <= 0.2 if promising else np.ones(len(ranks), bool)
-            far = _distance_to(encoded, mine, others) + 1e-3 * draw.random(len(ranks))
-            far[mine] = -1.0
-            far[~allowed] -= 10.0
-            mine.append(int(far.argmax()))
-        chosen += [(tokens, config) for config in mine]
-    return chosen
+    # One thread: sums in the same order give the same choice, and the matrices are small.
+    with threadpool_limits(limits=1):
+        return _choose_by_model(space, measured, counts, limit, batch)
 
 
 def _choose_by_model(
@@ -198,35 +139,59 @@ def _choose_by_model(
     stopped: list[Stop | None] = [None] * len(space.problems)
     proposed: list[tuple[int, int]] = []
     for tokens in range(len(space.problems)):
+        left = limit - counts[tokens]
+        stopped[tokens] = _full(space, counts[tokens]) if left <= 0 else None
         open_to = np.ones(len(space.configs), bool)
         open_to[[m.config for m in measured if m.tokens == tokens]] = False
         candidates = np.flatnonzero(open_to)
-        stopped[tokens] = _full(space, counts[tokens]) if counts[tokens] >= limit else None
         if not len(candidates):
             continue
-        belief = process
-        for number in range(max(1, min(batch, limit - counts[tokens]))):
-            x, physics = space.x[tokens, candidates], space.physics[tokens, candidates]
-            group = np.full(len(candidates), float(tokens))
-            improvement = expected_improvement(*belief.predict(x, physics, group), value[tokens])
-            improvement *= chances[tokens, candidates]
-            top = int(improvement.argmax())
-            if number == 0:
-                left = max(limit - counts[tokens], batch)
-                rest = np.argsort(-improvement)[:left]
-                mean, std = belief.predict(x[rest], physics[rest], group[rest])
-                left_to_gain = joint_improvement(mean, std, value[tokens])
-                gain[tokens] = left_to_gain
-                if stopped[tokens] is None and left_to_gain < _NEGLIGIBLE * noise[tokens]:
-                    stopped[tokens] = "gain below noise"
-                if stopped[tokens] is not None:
-                    break
-            proposed.append((tokens, int(candidates[top])))
-            belief = belief.believing(x[[top]], physics[[top]], group[[top]])
-            candidates = np.delete(candidates, top)
-            if not len(candidates):
-                break
+        mean, std = _predicted(space, process, tokens, candidates)
+        improvement = expected_improvement(mean, std, value[tokens]) * chances[tokens, candidates]
+        order = np.argsort(-improvement, kind="stable")
+        most = order[: max(left, batch)]
+        to_gain = joint_improvement(mean[most], std[most], value[tokens])
+        gain[tokens] = to_gain
+        if stopped[tokens] is None and to_gain < _NEGLIGIBLE * noise[tokens]:
+            stopped[tokens] = "gain below noise"
+        if stopped[tokens] is None:
+            wanted = min(batch, left, len(candidates))
+            few = candidates[order[:_SHORTLIST]]
+            chosen = _batch(
+                space, process, tokens, few, chances[tokens, few], value[tokens], wanted
+            )
+            proposed += [(tokens, config) for config in chosen]
     return Choice(tuple(proposed), tuple(best), tuple(gain), tuple(stopped))
+
+
+def _batch(
+    space: TileSpace,
+    process: TileProcess,
+    tokens: int,
+    candidates: npt.NDArray[np.int64],
+    chances: Array,
+    best: float,
+    wanted: int,
+) -> list[int]:
+    """Return `wanted` of the `candidates`, best first, each given that those before came true."""
+    chosen = [int(candidates[0])]
+    while len(chosen) < wanted:
+        last = chosen[-1:]
+        process = process.believing(
+            space.x[tokens, last], space.physics[tokens, last], np.array([float(tokens)])
+        )
+        mean, std = _predicted(space, process, tokens, candidates)
+        improvement = expected_improvement(mean, std, best) * chances
+        improvement[np.isin(candidates, chosen)] = -1.0
+        chosen.append(int(candidates[improvement.argmax()]))
+    return chosen
+
+
+def _predicted(
+    space: TileSpace, process: TileProcess, tokens: int, configs: npt.NDArray[np.int64]
+) -> tuple[Array, Array]:
+    group = np.full(len(configs), float(tokens))
+    return process.predict(space.x[tokens, configs], space.physics[tokens, configs], group)
 
 
 def expected_improvement(mean: Array, std: Array, best: float) -> Array:
@@ -311,19 +276,3 @@ def _best_readings(space: TileSpace, ran: Sequence[Measured]) -> tuple[int | Non
 
 def _full(space: TileSpace, count: int) -> Stop:
     return "all measured" if count >= len(space.configs) else "budget used"
-
-
-def _distance_to(encoded: Array, mine: list[int], others: list[int]) -> Array:
-    """Return the distance of each config to the nearest of `mine`; those of `others` count half."""
-    far = np.full(len(encoded), float(encoded.shape[1]))
-    for chosen, share in ((mine, 1.0), (others, 2.0)):
-        for index in chosen:
-            distance = np.linalg.norm(encoded - encoded[index], axis=1)
-            far = np.minimum(far, share * distance)
-    return far
-
-
-def _unit_range(values: Array) -> Array:
-    """Return `values` [..., features] scaled so that each feature spans [0, 1]."""
-    low, high = values.min(axis=(0, 1)), values.max(axis=(0, 1))
-    return np.asarray((values - low) / np.where(high > low, high - low, 1.0))

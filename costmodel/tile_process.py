@@ -28,6 +28,9 @@ _SLOPE_MEAN = 0.5
 _AMPLITUDE = (np.log(0.3), 0.7)
 _LUCK = (np.log(0.02), 0.7)
 _LENGTH_STD = 0.8
+_MOST_FITTED = 120
+"""Measurements the hyperparameters are read from; of more, every nth."""
+
 # Mean and standard deviation of the logarithms of f's amplitude and of the luck, in log latency.
 
 
@@ -46,15 +49,16 @@ class TileProcess:
     def fit(cls, x: Array, physics: Array, group: Array, y: Array, noise: Array) -> TileProcess:
         """Fit log latencies `y` of variance `noise` [n]."""
         start = _centre(x.shape[1])
-        made = cls(x, physics, group, y, noise, start)
-        spread = (x[:, None, :] - x[None, :, :]) ** 2
+        step = -(-len(y) // _MOST_FITTED)
+        some = cls(x[::step], physics[::step], group[::step], y[::step], noise[::step], start)
+        spread = (some.x[:, None, :] - some.x[None, :, :]) ** 2
         found = minimize(
-            lambda p: made._objective(p, spread),
+            lambda p: some._objective(p, spread),
             start,
             jac=True,
             method="L-BFGS-B",
             bounds=[(p - 3.0, p + 3.0) for p in start],
-            options={"maxiter": 60},
+            options={"maxiter": 40},
         )
         return cls(x, physics, group, y, noise, np.asarray(found.x))
 
