@@ -113,6 +113,9 @@ def test_a_search_goes_on_where_it_was_cut_off(run: Run, tmp_path: Path) -> None
     # As after kill -9 in the second step: its attempt stands in the journal, its end does not.
     journal.write_text("\n".join(lines[: done[1]]) + "\n")
     kept = json.loads(lines[done[0]])["run_id"]
+    for number in done[1:]:
+        run_id = json.loads(lines[number])["run_id"]
+        (tmp_path / "ds" / "measurements" / f"{run_id}.parquet").unlink()
     code, printed, errors = run(*search, "--resume")
     assert code == 0, errors
     assert "2 of" not in printed
