@@ -115,6 +115,20 @@ def test_a_scenario_script_runs_alone(tmp_path: Path, tiny_spec: SweepSpec) -> N
     assert json.loads(done.stdout)["label"] == plan.scenarios[0].label()
 
 
+def test_the_profiler_finds_calls_whose_names_look_like_mangled_ones(
+    tmp_path: Path, tiny_spec: SweepSpec
+) -> None:
+    # "17" and 17 more characters are a source name to a C++ demangler, which drops the 17.
+    plan = make_plan(tiny_spec, "cpu")
+    write_scripts(plan.runs[0], tmp_path, "profiler", tiny_spec.timing, detect_device("cpu"))
+    path = tmp_path / f"{plan.scenarios[0].scenario_id}.py"
+    values = json.loads(path.with_suffix(".json").read_text())
+    values |= {"scenario_id": "17dcbb62de08ff2e", "min_repetitions": 12, "max_repetitions": 12}
+    path.with_suffix(".json").write_text(json.dumps(values))
+    done = subprocess.run([sys.executable, str(path)], check=True, capture_output=True, text=True)
+    assert len(json.loads(done.stdout.splitlines()[-1])["wall_us"]) == 12
+
+
 def test_a_layer_that_reads_few_experts_rotates_through_more_copies(tmp_path: Path) -> None:
     values = {
         **EVERY_OP,
