@@ -37,7 +37,6 @@ bench: $(VENV)/.test-installed
 	$(BIN)/python benchmarks/energy_simulated.py
 	$(BIN)/python benchmarks/tile_space.py --out out/tiles
 	$(BIN)/python benchmarks/tile_search.py --replay out/tiles
-	$(BIN)/python benchmarks/backends.py
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info

@@ -57,6 +57,8 @@ DEFAULT_LIMIT = 20
 
 _DURATION = "gpu__time_duration.sum"
 _TIMEOUT_S = 300.0
+# One call is counted; those after it only take time.
+_FEW_CALLS = {"min_repetitions": 3, "max_repetitions": 3, "target_ms": 1.0}
 _REFUSED = "ERR_NVGPUCTRPERM"
 _NO_MORE = "no more counters were read; the timings are complete"
 
@@ -191,7 +193,8 @@ def _count(
 ) -> list[Counter]:
     with tempfile.TemporaryDirectory(prefix="costprof-") as scratch:
         folder = Path(scratch)
-        write_scripts(Run((scenario,)), folder, "nvtx", plan.timing, device)
+        few = plan.timing.model_copy(update=_FEW_CALLS)
+        write_scripts(Run((scenario,)), folder, "nvtx", few, device)
         page = folder / "raw.csv"
         completed = run_tool(
             [

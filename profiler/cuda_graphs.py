@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,8 +47,10 @@ def waits_for_device(call: Call) -> bool:
     Raises:
         RuntimeError: whatever else the call raises.
     """
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the mode is a prototype
+            torch.cuda.set_sync_debug_mode("error")
         call()
     except RuntimeError as error:
         if _WAITS in str(error):

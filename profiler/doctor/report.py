@@ -43,12 +43,10 @@ class Report:
 
     @property
     def auto_backend(self) -> str:
-        """What `--backend auto` takes: nsys, else the best clock of the device, else `none`."""
+        """What `--backend auto` takes: on a CPU nsys if it can, else `inprocess`, else `none`."""
         if self.device == "none":
             return "none"
-        if not self.unusable["nsys"]:
-            return "nsys"
-        return "torch-profiler" if self.cuda else "inprocess"
+        return "inprocess" if self.cuda or self.unusable["nsys"] else "nsys"
 
     @property
     def energy_source(self) -> str:

@@ -136,6 +136,9 @@ class Campaign:
                 for scenario in pending:
                     rows = trials.setdefault(scenario.scenario_id, [])
                     observer.trial_begins(scenario, len(rows))
+                    now_c = temperature_c()
+                    if coolest_c is not None and now_c is not None:
+                        coolest_c = min(coolest_c, now_c)  # the first reading follows the timing
                     waited_s = self._cool_down(temperature_c, coolest_c)
                     gap_s = chance.uniform(0.0, _PERIOD_S)
                     row = run_trial(self.bench, scenario, len(rows), gap_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import torch
@@ -34,6 +35,11 @@ def require_gpu(x: Tensor) -> None:
             "it was not run",
             "move the tensors to a GPU, or set TRITON_INTERPRET=1 before Python starts",
         )
+
+
+def on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Make the GPU of `x` the current one: Triton launches there, wherever its tensors lie."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 @functools.cache

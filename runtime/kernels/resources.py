@@ -96,6 +96,7 @@ def compile_linear(
     constants = triton_linear.kernel_constants(tile, activation, quantisation, dtype, depth, single)
     name = f"{activation} {quantisation} {str(dtype).removeprefix('torch.')} {_tile_name(tile)}"
     name += " single" if single else ""
+    name += "" if even_k else " uneven"
     # The number of rows is the only size that is not a multiple of 16.
     return compile_kernel(
         triton_linear.grouped_linear_kernel,
@@ -173,12 +174,16 @@ def shipped_kernels(arch: int) -> list[Resources]:
     found = []
     quantisations = ("none", "int8", "int4", *(("fp8",) if arch >= triton_linear.FP8_FROM else ()))
     for quantisation in quantisations:
-        for tile in rule_of_thumb(arch):
+        for tile in rule_of_thumb(arch, torch.bfloat16):
             for activation in ("silu_mul", "none"):
                 found.append(
                     compile_linear(arch, tile, activation=activation, quantisation=quantisation)
                 )
-    for tile in rule_of_thumb(arch):
+    for tile in rule_of_thumb(arch, torch.float32):
+        for activation in ("silu_mul", "none"):
+            found.append(compile_linear(arch, tile, activation=activation, dtype=torch.float32))
+    for tile in rule_of_thumb(arch, torch.bfloat16):
+        found.append(compile_linear(arch, tile, even_k=False))
         found.append(compile_linear(arch, tile, single=True))
         found.append(compile_linear(arch, tile, activation="relu", dtype=torch.float16))
         found.append(compile_linear(arch, dataclasses.replace(tile, persistent=1)))

@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from costprof.core.errors import InputError
 from costprof.core.expert import DTYPE_BYTES, INT4_GROUP_SIZE, ExpertClass
 
@@ -65,21 +67,35 @@ RULE_OF_THUMB = (
 """By rows an expert: up to 16, 32, 64, and more. None of them spills registers."""
 
 BEFORE_HOPPER = Tile(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, GROUP_M=8, num_warps=8, num_stages=3)
-"""In place of the last one where accumulators of two 128 × 128 products do not fit."""
+"""In place of the last one where two 128 × 128 products do not fit: before Hopper, and on consumer
+GPUs of compute capability 12, which have 99 KiB of shared memory for a thread block."""
+
+FLOAT32 = (
+    Tile(BLOCK_M=16, BLOCK_N=32, BLOCK_K=64, GROUP_M=1, num_warps=4, num_stages=3),
+    Tile(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, GROUP_M=8, num_warps=8, num_stages=3),
+)
+"""Without tensor cores: full float32 products are computed on the plain ones."""
 
 
-def rule_of_thumb(capability: int) -> tuple[Tile, ...]:
-    """The tiles of `RULE_OF_THUMB` for a compute capability (times ten)."""
-    return RULE_OF_THUMB if capability >= 90 else (*RULE_OF_THUMB[:-1], BEFORE_HOPPER)
+def rule_of_thumb(capability: int, dtype: torch.dtype) -> tuple[Tile, ...]:
+    """The tiles for activations of `dtype` on a GPU of a compute capability (times ten)."""
+    if dtype == torch.float32:
+        return FLOAT32
+    if 90 <= capability < 120:
+        return RULE_OF_THUMB
+    return (*RULE_OF_THUMB[:-1], BEFORE_HOPPER)
 
 
-def choose_tile(config: Mapping[str, int], rows_per_expert: float, capability: int) -> Tile:
+def choose_tile(
+    config: Mapping[str, int], rows_per_expert: float, capability: int, dtype: torch.dtype
+) -> Tile:
     """Return the tile `config` names, what it leaves out filled in by the rule of thumb.
 
     Args:
         config: Tile parameters by name; may be empty.
         rows_per_expert: Mean rows of an expert, from shapes: the counts stay on the device.
         capability: Compute capability of the GPU, times ten.
+        dtype: Of the activations.
 
     Raises:
         InputError: `config` has a parameter that no tile has.
@@ -91,16 +107,17 @@ def choose_tile(config: Mapping[str, int], rows_per_expert: float, capability: i
             "the kernel was not run",
             f"use {', '.join(TILE_SPACE)}",
         )
-    tiles = rule_of_thumb(capability)
+    tiles = rule_of_thumb(capability, dtype)
     fitting = (tile for tile in tiles if rows_per_expert <= tile.BLOCK_M)
     return dataclasses.replace(next(fitting, tiles[-1]), **config)
 
 
 def tile_allowed(config: Mapping[str, int], expert: ExpertClass) -> bool:
-    """Whether a configuration can work and could be good for `expert`.
+    """Whether a configuration can work and could be good for `expert` on some GPU.
 
-    Left out: what needs more shared memory than a thread block has, accumulators that need more
-    registers than there are, and depths that split a group of 4-bit weights.
+    Left out: what needs more shared memory than a thread block of a large GPU has, accumulators
+    that need more registers than there are, and depths that split a group of 4-bit weights. GPUs
+    with less shared memory refuse some of the rest; a sweep keeps those as failed.
     """
     tile = Tile(**{**RULE_OF_THUMB[0].to_dict(), **config})
     if expert.quantisation == "int4" and tile.BLOCK_K % INT4_GROUP_SIZE:

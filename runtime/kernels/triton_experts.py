@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from costprof.core.errors import InputError
-from costprof.runtime.kernels.launch import compute_capability, require_gpu
+from costprof.runtime.kernels.launch import compute_capability, on_device_of, require_gpu
 from costprof.runtime.kernels.packing import pack_weights
 from costprof.runtime.kernels.tiles import TILE_SPACE, choose_tile, tile_allowed
 from costprof.runtime.kernels.triton_linear import StoredWeight, grouped_linear
@@ -54,8 +54,9 @@ def linear(x: Tensor, *weights: Tensor, **config: int) -> Tensor:
     """One projection, [T, in] → [T, out]: fc1 without its activation, or fc2."""
     require_gpu(x)
     (weight,) = _stored(weights, 1)
-    tile = choose_tile(config, x.shape[0], compute_capability(x.device))
-    return grouped_linear(x, weight, None, "none", tile)
+    tile = choose_tile(config, x.shape[0], compute_capability(x.device), x.dtype)
+    with on_device_of(x):
+        return grouped_linear(x, weight, None, "none", tile)
 
 
 @_kernel
@@ -93,10 +94,11 @@ def _expert(
             "the rows cannot be dealt to the experts",
             f"give counts of shape [{experts}]",
         )
-    tile = choose_tile(config, rows / experts, compute_capability(x.device))
-    schedule = None if counts is None else schedule_tiles(counts, rows, tile.BLOCK_M)
-    hidden = grouped_linear(x, first, schedule, activation, tile)
-    return grouped_linear(hidden, second, schedule, "none", tile)
+    tile = choose_tile(config, rows / experts, compute_capability(x.device), x.dtype)
+    with on_device_of(x):
+        schedule = None if counts is None else schedule_tiles(counts, rows, tile.BLOCK_M)
+        hidden = grouped_linear(x, first, schedule, activation, tile)
+        return grouped_linear(hidden, second, schedule, "none", tile)
 
 
 def _stored(weights: tuple[Tensor, ...], projections: int) -> list[StoredWeight]:

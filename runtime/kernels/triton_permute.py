@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from costprof.core.errors import InputError
-from costprof.runtime.kernels.launch import require_gpu
+from costprof.runtime.kernels.launch import on_device_of, require_gpu
 
 _BLOCK = 1024
 
@@ -62,12 +62,13 @@ def permute(x: Tensor, indices: Tensor, n_experts: int) -> Permuted:
     position = torch.full((slots,), -1, dtype=torch.int32, device=x.device)
     rows = torch.empty(slots, width, dtype=x.dtype, device=x.device)
     block = min(_BLOCK, triton.next_power_of_2(max(slots, 1)))
-    rank_slots[(n_experts,)](ids, counts, position, slots, BLOCK=block)
-    if slots:
-        columns = min(_BLOCK, triton.next_power_of_2(width))
-        copy_rows[(slots, triton.cdiv(width, columns))](
-            x.contiguous(), rows, position, top_k, width, BLOCK=columns
-        )
+    columns = min(_BLOCK, triton.next_power_of_2(width))
+    with on_device_of(x):
+        rank_slots[(n_experts,)](ids, counts, position, slots, BLOCK=block)
+        if slots:
+            copy_rows[(slots, triton.cdiv(width, columns))](
+                x.contiguous(), rows, position, top_k, width, BLOCK=columns
+            )
     return Permuted(rows, counts, position)
 
 
@@ -86,11 +87,12 @@ def unpermute(rows: Tensor, position: Tensor, weights: Tensor) -> Tensor:
     tokens, top_k = weights.shape
     width = rows.shape[1]
     out = torch.empty(tokens, width, dtype=rows.dtype, device=rows.device)
+    columns = min(_BLOCK, triton.next_power_of_2(width))
     if tokens:
-        columns = min(_BLOCK, triton.next_power_of_2(width))
-        combine_rows[(tokens, triton.cdiv(width, columns))](
-            rows, out, position, weights.contiguous(), width, TOP_K=top_k, BLOCK=columns
-        )
+        with on_device_of(rows):
+            combine_rows[(tokens, triton.cdiv(width, columns))](
+                rows, out, position, weights.contiguous(), width, TOP_K=top_k, BLOCK=columns
+            )
     return out
 
 

@@ -41,7 +41,8 @@ def test_shipped_kernels_spill_nothing_and_use_the_tensor_cores(
     with capsys.disabled():
         print("\n" + table(found))
     products = [each for each in found if each.tensor_core]
-    assert len(found) - len(products) == 5  # the schedule, permutation and scales
+    plain = [each.kernel for each in found if not each.tensor_core and "float32" not in each.kernel]
+    assert len(plain) == 5  # the schedule, permutation and scales
     for each in found:
         assert (each.stack_bytes, each.local_accesses) == (0, 0), each
         assert each.shared_bytes <= SHARED_BYTES_LIMIT[arch], each

@@ -17,6 +17,7 @@ from costprof.core.expert import ExpertClass
 from costprof.runtime.kernels import triton_experts
 from costprof.runtime.kernels.packing import unpack_weight
 from costprof.runtime.kernels.tiles import (
+    FLOAT32,
     RULE_OF_THUMB,
     TILE_SPACE,
     choose_tile,
@@ -25,6 +26,7 @@ from costprof.runtime.kernels.tiles import (
 from costprof.runtime.kernels.triton_linear import StoredWeight, grouped_linear
 from costprof.runtime.kernels.triton_schedule import schedule_tiles
 
+BF16 = torch.bfloat16
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3}
 SMALL = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "GROUP_M": 2}
@@ -120,7 +122,9 @@ def test_sizes_that_no_power_of_two_divides() -> None:
     assert relative_error(actual, naive_expert(x, *dense(stored), "swiglu")) <= 1e-5
 
 
-@pytest.mark.parametrize("tile", RULE_OF_THUMB, ids=lambda tile: f"m{tile.BLOCK_M}")
+@pytest.mark.parametrize(
+    "tile", [*RULE_OF_THUMB, *FLOAT32], ids=lambda tile: f"m{tile.BLOCK_M}k{tile.BLOCK_K}"
+)
 def test_every_tile_of_the_rule_of_thumb(tile) -> None:  # type: ignore[no-untyped-def]
     counts = [tile.BLOCK_M + 1, 0, 2]
     stored = stored_weights("float32", "none", "swiglu", experts=3, d_model=128, d_ff=128)
@@ -199,11 +203,13 @@ def device_counts(counts: list[int]) -> Tensor:
 
 
 def test_the_rule_of_thumb_follows_the_rows_and_gives_way_to_a_config() -> None:
-    assert [choose_tile({}, rows, 90).BLOCK_M for rows in (1, 16, 17, 64, 65, 4096)] == [
+    assert [choose_tile({}, rows, 90, BF16).BLOCK_M for rows in (1, 16, 17, 64, 65, 4096)] == [
         16, 16, 32, 64, 128, 128
     ]  # fmt: skip
-    assert choose_tile({}, 4096, 90).BLOCK_N > choose_tile({}, 4096, 80).BLOCK_N
-    chosen = choose_tile({"BLOCK_N": 32, "persistent": 1}, 100, 90)
+    assert choose_tile({}, 4096, 90, BF16).BLOCK_N > choose_tile({}, 4096, 80, BF16).BLOCK_N
+    assert choose_tile({}, 4096, 120, BF16) == choose_tile({}, 4096, 80, BF16)
+    assert choose_tile({}, 4096, 90, torch.float32).BLOCK_M == 64
+    chosen = choose_tile({"BLOCK_N": 32, "persistent": 1}, 100, 90, BF16)
     assert (chosen.BLOCK_M, chosen.BLOCK_N, chosen.persistent) == (128, 32, 1)
 
 
@@ -255,7 +261,7 @@ def test_the_tile_space_keeps_what_can_work() -> None:
 def test_one_product_leaves_rows_of_no_tile_alone() -> None:
     x = normal(4, 64, dtype="float32", seed=10)
     weight = StoredWeight(normal(2, 32, 64, dtype="float32", seed=11))
-    tile = choose_tile(SMALL, 2, 90)
+    tile = choose_tile(SMALL, 2, 90, torch.float32)
     out = grouped_linear(x, weight, schedule_tiles(device_counts([2, 1]), 4, 16), "none", tile)
     expected = torch.cat([x[:2] @ weight.values[0].T, x[2:3] @ weight.values[1].T])
     assert relative_error(out[:3], expected.double().cpu()) <= 1e-5
