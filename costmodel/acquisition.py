@@ -13,7 +13,7 @@ the earlier had turned out as expected.
 
 When it stops. A token count is done when the expected gain of measuring on until its budget is used
 up is well below the noise: E[max(best - min y, 0)] over the most promising configs that the budget
-allows, each an independent normal with its own luck in it, is less than a quarter of the median
+allows, each an independent normal with its own luck in it, is less than a tenth of the median
 standard deviation of the log latencies measured there. It is also done when the budget is used up
 or nothing is left.
 
@@ -54,9 +54,9 @@ _START = 8
 _BEND = 0.35
 """Log latencies further than about this above the best are bent together: how bad is irrelevant."""
 
-_NEGLIGIBLE = 0.25
+_NEGLIGIBLE = 0.1
 """Share of the noise below which an expected gain is not worth measuring for: by Markov's
-inequality a gain of the size of the noise is then one case in four at most."""
+inequality a gain of the size of the noise is then one case in ten at most."""
 
 _TRUST_IN_FAILURES = 100.0
 """Inverse strength of the prior that keeps the regression of failures from certainty."""

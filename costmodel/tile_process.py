@@ -2,8 +2,12 @@
 
     y = offset[token count] + slope · physics + f(x) + luck + noise
 
-`f` is smooth (Matern 5/2 with a length a feature, Rasmussen and Williams 2006, eq. 4.17), `luck`
-belongs to one config at one token count and is no noise: measuring again would show it again.
+`f` is continuous but rough: exponential covariance with a length a feature (Ornstein-Uhlenbeck,
+Rasmussen and Williams 2006, eq. 4.18). Tile parameters have few levels and interact sharply: one
+pair of blocks spills where the next is the best there is, and a smooth process is sure of the
+opposite. `luck` belongs to one config at one token count and is no noise: measuring again would
+show it again.
+
 Hyperparameters are the most probable ones under log-normal priors, found by L-BFGS with exact
 gradients from one start, so the same data give the same process.
 """
@@ -26,12 +30,12 @@ _SLOPE_MEAN = 0.5
 """How much of the physics' estimate to believe before anything was measured: half of it."""
 
 _AMPLITUDE = (np.log(0.3), 0.7)
-_LUCK = (np.log(0.02), 0.7)
+_LUCK = (np.log(0.015), 0.3)
 _LENGTH_STD = 0.8
+# Mean and standard deviation of the logarithms of f's amplitude and of the luck, in log latency.
+
 _MOST_FITTED = 120
 """Measurements the hyperparameters are read from; of more, every nth."""
-
-# Mean and standard deviation of the logarithms of f's amplitude and of the luck, in log latency.
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class TileProcess:
             + np.sum(others**2, axis=1)[None, :]
             - 2 * scaled @ others.T
         )
-        return _matern(np.sqrt(5 * np.maximum(square, 0.0)), float(np.exp(2 * self.parameters[0])))
+        return _covariance(np.sqrt(np.maximum(square, 0.0)), float(np.exp(2 * self.parameters[0])))
 
     @staticmethod
     def _levels(physics: Array, group: Array, other: Array, others: Array) -> Array:
@@ -126,8 +130,8 @@ class TileProcess:
         """Return minus the log posterior of `parameters`, and its gradient."""
         amplitude, luck = np.exp(2 * parameters[:2])
         scale = np.exp(-2 * parameters[2:])
-        distance = np.sqrt(5 * np.maximum(spread @ scale, 0.0))
-        smooth = _matern(distance, amplitude)
+        distance = np.sqrt(np.maximum(spread @ scale, 0.0))
+        smooth = _covariance(distance, amplitude)
         covariance = smooth + self._levels(self.physics, self.group, self.physics, self.group)
         covariance[np.diag_indices_from(covariance)] += luck + self.noise
         factor = cholesky(covariance, lower=True, check_finite=False)
@@ -136,8 +140,8 @@ class TileProcess:
         inverse = cho_solve((factor, True), np.eye(len(centred)))
         value = float(0.5 * centred @ weights + np.log(np.diag(factor)).sum())
         outer = inverse - np.outer(weights, weights)
-        # d Matern / d log length = amplitude · 5/3 · (1 + r) e^-r · (difference / length)²
-        shared = outer * (amplitude * (5 / 3) * (1 + distance) * np.exp(-distance))
+        # d covariance / d log length = amplitude · e^-r / r · (difference / length)²; 0 at r = 0
+        shared = outer * smooth / np.maximum(distance, 1e-9)
         gradient = np.concatenate(
             [
                 [np.sum(outer * smooth), luck * np.trace(outer)],
@@ -150,9 +154,9 @@ class TileProcess:
         return float(value + 0.5 * off @ off), np.asarray(gradient + off / width)
 
 
-def _matern(distance: Array, amplitude: float) -> Array:
-    """Matern 5/2 at `distance` = √5 · (scaled distance)."""
-    return np.asarray(amplitude * (1 + distance + distance**2 / 3) * np.exp(-distance))
+def _covariance(distance: Array, amplitude: float) -> Array:
+    """Exponential covariance at the scaled `distance`."""
+    return np.asarray(amplitude * np.exp(-distance))
 
 
 def _centre(dimensions: int) -> Array:

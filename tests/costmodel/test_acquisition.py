@@ -153,7 +153,7 @@ def test_it_stops_where_nothing_is_to_be_gained() -> None:
     assert choice.stopped == ("gain below noise",)
     assert len(measured) < 48
     assert choice.gain[0] is not None
-    assert choice.gain[0] < 0.25 * 0.2
+    assert choice.gain[0] < 0.1 * 0.2
 
 
 def test_a_budget_is_kept_and_a_small_space_used_up() -> None:
