@@ -61,7 +61,7 @@ def read_results(path: Path) -> tuple[RunOutcome, list[dict[str, Any]]]:
     outcome = RunOutcome()
     done: list[dict[str, Any]] = []
     ended = False
-    for note in _notes(path):
+    for note in read_notes(path):
         match note["event"]:
             case "began":
                 outcome.threads = int(note["threads"])
@@ -110,7 +110,8 @@ def _join(passes: list[dict[str, Any]]) -> Calls:
     )
 
 
-def _notes(path: Path) -> list[dict[str, Any]]:
+def read_notes(path: Path) -> list[dict[str, Any]]:
+    """Return the notes a process wrote, one JSON object a line, up to a line torn off."""
     if not path.is_file():
         return []
     notes = []

@@ -171,7 +171,7 @@ def main(arguments: list[str]) -> int:
     try:
         reader = open_reader(name, device)
     except CostprofError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"{error}\n")
         return error.exit_code
 
     def wait(seconds: float) -> bool:

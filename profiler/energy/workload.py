@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from costprof.core.device import DeviceFingerprint
 from costprof.profiler.energy.trace import Progress, Window
 from costprof.profiler.plan import Run
+from costprof.profiler.results import read_notes
 from costprof.profiler.scenario import Scenario
 from costprof.profiler.scripts import write_script, write_scripts
 from costprof.profiler.spec import TimingSpec
@@ -125,7 +125,7 @@ def read_workload(path: Path) -> WorkloadNotes:
     progress = Progress(np.array([]), np.array([]))
     ready: dict[str, Any] = {}
     capture_error, ended = None, False
-    for note in _lines(path):
+    for note in read_notes(path):
         match note["event"]:
             case "not_captured":
                 capture_error = str(note["error"])
@@ -154,15 +154,3 @@ def read_workload(path: Path) -> WorkloadNotes:
         capture_error=capture_error,
         ended=ended,
     )
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    notes = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            notes.append(json.loads(line))
-        except json.JSONDecodeError:  # the line being written when the process died
-            break
-    return notes
