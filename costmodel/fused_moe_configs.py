@@ -104,7 +104,7 @@ def fused_moe_file(
             "no file was written",
             "use --format vllm, and rename the file as SGLang's log asks for",
         )
-    configs, source = _from_layers(manifest, curves.expert, spec)
+    experts, configs, source = _from_layers(manifest, curves.expert, spec)
     if not configs:
         configs, source = _from_experts(curves, spec)
     if not configs:
@@ -115,9 +115,7 @@ def fused_moe_file(
         )
     if kind in _WEIGHT_ONLY:
         configs = {tokens: {**config, "SPLIT_K": 1} for tokens, config in configs.items()}
-    name = _file_name(
-        len(spec.class_of_expert), curves.expert, manifest.device.name, kind, block_shape, format
-    )
+    name = _file_name(experts, curves.expert, manifest.device.name, kind, block_shape, format)
     folder = ""
     if format == "sglang":
         folder = f"configs/triton_{_triton(manifest).replace('.', '_')}/"
@@ -172,18 +170,22 @@ def _triton(manifest: Manifest) -> str:
 
 def _from_layers(
     manifest: Manifest, expert: ExpertClass, spec: MoeSpec
-) -> tuple[dict[int, dict[str, int]], str]:
-    """Return the best config at each measured batch of one kind of layer, balanced and cold first.
+) -> tuple[int, dict[int, dict[str, int]], str]:
+    """Return a rank's experts and the best config at each batch measured of one kind of layer.
 
-    Of several kinds the one measured at most token counts is used: configs of two do not mix.
+    Balanced and cold layers come first; of several kinds the one measured at most token counts is
+    used: configs of two do not mix. A layer of fewer experts than the MoE is that of one of `ranks`
+    expert-parallel ranks, where T tokens a rank are a batch of T · ranks.
     """
-    kinds: dict[tuple[bool, bool, str, str, str], dict[int, dict[str, int]]] = {}
+    total = len(spec.class_of_expert)
+    kinds: dict[tuple[bool, bool, str, str, str, int], dict[int, dict[str, int]]] = {}
     for layer in manifest.tiled_layers:
         config = _first(layer)
         if (
             config is not None
             and layer.class_fields == expert.to_dict()
-            and (layer.experts, layer.top_k) == (len(spec.class_of_expert), spec.top_k)
+            and layer.top_k == spec.top_k
+            and total % layer.experts == 0
         ):
             key = (
                 layer.distribution != "balanced",
@@ -191,12 +193,14 @@ def _from_layers(
                 layer.distribution,
                 layer.cache_state,
                 layer.kernel,
+                layer.experts,
             )
-            kinds.setdefault(key, {})[layer.tokens] = config
+            batch = layer.tokens * (total // layer.experts)
+            kinds.setdefault(key, {})[batch] = config
     if not kinds:
-        return {}, ""
+        return total, {}, ""
     key = min(kinds, key=lambda k: (k[:2], -len(kinds[k]), k))
-    return kinds[key], f"{key[2]} layers, {key[3]} weights, by {key[4]}"
+    return key[5], kinds[key], f"{key[2]} layers, {key[3]} weights, by {key[4]}"
 
 
 def _first(layer: TiledLayer) -> dict[str, int] | None:

@@ -184,6 +184,16 @@ def test_configs_their_kernel_does_not_take_are_passed_over(
     assert set(made.configs["16"]) == KEYS
 
 
+def test_a_rank_of_an_expert_parallel_layer_is_named_and_keyed_as_it_looks_up(
+    make: Callable[..., tuple[Any, Manifest]],
+) -> None:
+    # A rank of 16 holds 8 of the 128 experts, and is given the tokens of all 16.
+    layers = (layer(1, config(16), experts=8), layer(64, config(64), experts=8))
+    made = fused_moe_file(*make(layers=layers), format="vllm")
+    assert made.path == vllm_name(8, 768, GPU.name, None, None)
+    assert {m: each["BLOCK_SIZE_M"] for m, each in made.configs.items()} == {"16": 16, "1024": 64}
+
+
 def test_refusals_say_what_is_missing(
     make: Callable[..., tuple[Any, Manifest]], cpu: DeviceFingerprint
 ) -> None:
