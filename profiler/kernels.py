@@ -67,7 +67,7 @@ def default_kernel_name(expert: ExpertClass, op: Op, device: DeviceName) -> str:
         return _ATTENTION
     packed = expert.quantisation in _PACKED
     name = _TORCH.get((op, expert.activation, packed))
-    if device == "cuda":
+    if device == "cuda" and (expert.quantisation != "fp8" or _multiplies_fp8()):
         name = _TRITON.get((op, expert.activation), name)
     if op == "pack" and packed:
         name = f"torch_packed:pack_to_{expert.quantisation}"
@@ -79,6 +79,13 @@ def default_kernel_name(expert: ExpertClass, op: Op, device: DeviceName) -> str:
             "name one as module:function under 'kernels' in the sweep spec",
         )
     return f"{_KERNELS}.{name}"
+
+
+def _multiplies_fp8() -> bool:
+    """Whether the GPU has fp8 tensor cores, from compute capability 8.9 on; where none is, yes."""
+    import torch
+
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 9)
 
 
 def resolve_kernel(name: str, config: dict[str, int] | None = None) -> Kernel:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from costprof.core.device import DeviceFingerprint
+from costprof.profiler.redact import redact
 from costprof.profiler.scenario import Scenario
 from costprof.profiler.statistics import Summary
 
@@ -67,7 +68,7 @@ def measurement_row(
     row: dict[str, Any] = {
         **_identity(scenario),
         "status": status,
-        "error": attempt.problem,
+        "error": redact(attempt.problem),
         "attempts": attempts,
         "backend": provenance.backend,
         "timer": attempt.timer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import statistics
 import time
@@ -28,6 +29,8 @@ from costprof.profiler.energy.trial import Bench, run_trial
 from costprof.profiler.energy.workload import Phases
 from costprof.profiler.plan import Plan
 from costprof.profiler.scenario import Scenario
+
+_log = logging.getLogger(__name__)
 
 MAX_TRIALS = 2 * MIN_TRIALS
 _MAX_FAILURES = 2
@@ -222,8 +225,16 @@ def _thermometer(bench: Bench) -> Any:
         yield lambda: None
         return
     reader: Reader = open_reader(bench.power.reader, bench.power.device)
+
+    def temperature_c() -> float | None:
+        try:
+            return reader.conditions().temp_c
+        except Exception as error:  # the driver's own; hours of trials shall not end by it
+            _log.debug("the temperature could not be read: %s", error)
+            return None
+
     try:
         require_energy(reader)
-        yield lambda: reader.conditions().temp_c
+        yield temperature_c
     finally:
         reader.close()

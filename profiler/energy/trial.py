@@ -25,6 +25,7 @@ from costprof.profiler.energy.workload import (
 from costprof.profiler.importing import importing_environment
 from costprof.profiler.journal import Journal
 from costprof.profiler.process import run_tool
+from costprof.profiler.redact import redact
 from costprof.profiler.results import RunOutcome
 from costprof.profiler.scenario import Scenario
 from costprof.profiler.spec import TimingSpec
@@ -100,7 +101,7 @@ def run_trial(bench: Bench, scenario: Scenario, trial: int, gap_s: float) -> dic
         "launch": written.ready.get("launch"),
         "calls_per_step": written.ready.get("calls_per_step"),
         "weight_copies": written.ready.get("copies"),
-        "capture_error": written.capture_error,
+        "capture_error": redact(written.capture_error),
         "num_threads": written.ready.get("threads"),
         "device_id": bench.device.device_id,
         "measured_at": measured_at,
@@ -108,11 +109,11 @@ def run_trial(bench: Bench, scenario: Scenario, trial: int, gap_s: float) -> dic
     outcome = RunOutcome(crash=None if written.ended else "the process ended before its load")
     note_crash(outcome, completed, timeout_s)
     if outcome.crash is not None:
-        return row | {"status": "failed", "reason": outcome.crash}
+        return row | {"status": "failed", "reason": redact(outcome.crash)}
     if sampler is None:
         return row | {"status": "waiting", "reason": "the file of the wall meter is not read yet"}
     if sampler.problem is not None:
-        return row | {"status": "rejected", "reason": sampler.problem}
+        return row | {"status": "rejected", "reason": redact(sampler.problem)}
     return row | _read(read_trace(trace_path), written)
 
 

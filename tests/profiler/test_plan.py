@@ -7,7 +7,7 @@ import pytest
 
 from costprof.core.errors import InputError
 from costprof.core.expert import ExpertClass, Kernel, LayerClass
-from costprof.profiler.kernels import resolve_kernel
+from costprof.profiler.kernels import default_kernel_name, resolve_kernel
 from costprof.profiler.plan import make_plan
 from costprof.profiler.scenario import Scenario
 from costprof.profiler.spec import SweepSpec, parse_spec
@@ -199,3 +199,14 @@ def test_kernels_that_cannot_be_used_are_named(name: str, words: str) -> None:
 def test_the_plan_fits_into_json() -> None:
     for scenario in make_plan(spec_with(), "cpu").scenarios:
         assert json.loads(json.dumps(scenario.to_dict())) == scenario.to_dict()
+
+
+def test_fp8_experts_are_widened_where_the_gpu_cannot_multiply_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expert = ExpertClass(d_model=64, d_ff=64, quantisation="fp8")
+    assert "triton_experts" in default_kernel_name(expert, "layer", "cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for capability, module in (((8, 0), "torch_packed"), ((9, 0), "triton_experts")):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda found=capability: found)
+        assert module in default_kernel_name(expert, "layer", "cuda")
