@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ class TileSearch:
         plan = self.plan
         measured: dict[str, dict[str, Any]] = {}
         measuring_s = wall_s = 0.0
+        notes: Counter[str] = Counter()
         report = SweepReport()
         while True:
             choices = [self._choice(target, measured) for target in self.targets]
@@ -79,13 +81,14 @@ class TileSearch:
             if measured and len(grown.runs) == len(plan.runs):
                 grown = plan.with_scenarios(self._beside(choices), isolate=self.isolate)
             if measured and len(grown.runs) == len(plan.runs):
-                report.measuring_s, report.wall_s = measuring_s, wall_s
+                report.measuring_s, report.wall_s, report.notes = measuring_s, wall_s, dict(notes)
                 return plan, report, self._winners(choices, measured)
             plan = grown
             with SweepProgress(plan, finished_runs(plan, folder)) as progress:
                 report = sweep_of(plan).run(progress)
             measuring_s += report.measuring_s
             wall_s += report.wall_s
+            notes += Counter(report.notes)
             known = {scenario.scenario_id for scenario in plan.scenarios}
             rows: list[dict[str, Any]] = read_measurements(folder).to_pylist()
             measured = {row["scenario_id"]: row for row in rows if row["scenario_id"] in known}

@@ -151,7 +151,7 @@ def _measure(
             else:
                 with SweepProgress(plan, finished_runs(plan, out)) as progress:
                     report = sweep_of(plan=plan).run(progress)
-            notes = _uncaptured(report.uncaptured)
+            notes = [f"{number} scenarios: {note}" for note, number in report.notes.items()]
             notes += _count_events(plan, out, fingerprint, counted) if counted else []
             if energy is not None:
                 notes += measure_energy(energy, power, plan, out, fingerprint).lines()
@@ -247,15 +247,6 @@ def _count_events(plan: Plan, out: Path, fingerprint: DeviceFingerprint, limit: 
     before = f", {report.known} before" if report.known else ""
     told = [f"ncu counted {report.counted} scenarios{before}"]
     return [*(told if report.counted or report.known else []), *report.problems]
-
-
-def _uncaptured(scenarios: int) -> list[str]:
-    if not scenarios:
-        return []
-    return [
-        f"{scenarios} scenarios wait for the device and fit no CUDA graph: timed by events, with "
-        "the host's part in them (timer cuda_event)"
-    ]
 
 
 def _print_plan(plan: Plan, energy: EnergyOptions | None, as_json: bool) -> None:

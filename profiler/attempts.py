@@ -16,6 +16,8 @@ from costprof.profiler.statistics import Summary, badness, quality_problem, summ
 
 # A scenario that ends its process is tried once more, alone, and then given up.
 _CRASHES_ALLOWED = 2
+# Found out beforehand, so nothing was captured and nothing failed.
+_WAITS = "a call waits for the device"
 
 
 class Attempts:
@@ -67,7 +69,14 @@ class Attempts:
                     threads=outcome.threads,
                     timer=outcome.timers.get(name),
                     measured_at=datetime.datetime.now(datetime.UTC),
+                    notes=self._notes(name, outcome),
                 )
+
+    def _notes(self, name: str, outcome: RunOutcome) -> tuple[str, ...]:
+        if outcome.timers.get(name) != "cuda_event":
+            return ()
+        why = self.uncapturable.get(name, _WAITS)
+        return (f"timed by events, the host's part included, not in a CUDA graph: {why}",)
 
     def _judge(self, name: str, outcome: RunOutcome) -> tuple[Summary | None, str | None]:
         if name in outcome.errors:

@@ -34,7 +34,7 @@ class CannotCapture(Exception):
     """A call could not be captured, and torch's allocator still believes that it is capturing.
 
     A process in that state goes on to misreport memory: end it, and time the call by events in
-    another one.
+    another one. The text says why, running out of memory told apart from all else.
     """
 
 
@@ -82,7 +82,7 @@ def capture(calls: Sequence[Call], rotations: int = 1) -> torch.cuda.CUDAGraph:
     except Exception as error:
         with contextlib.suppress(Exception):
             graph.capture_end()  # a stream that is left capturing takes no other work
-        raise CannotCapture(f"{type(error).__name__}: {error}".splitlines()[0][:300]) from error
+        raise CannotCapture(_why(error)) from error
     return graph
 
 
@@ -129,6 +129,19 @@ def event_times(calls: Sequence[Call], count: int) -> dict[str, Any]:
         "calls_per_sample": 1,
         "measuring_s": time.perf_counter() - began,
     }
+
+
+def _why(error: Exception) -> str:
+    """Say why a capture failed: the kind first, what torch said in brackets.
+
+    >>> _why(RuntimeError("CUDA error: out of memory"))
+    'memory ran out while it was captured (RuntimeError: CUDA error: out of memory)'
+    """
+    # Not every allocation is torch's own: the driver's fail as plain RuntimeErrors.
+    memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
+    kind = "memory ran out while it was captured" if memory else "its capture failed"
+    said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    return f"{kind} ({said})"
 
 
 def _rotations(replay_us: float, calls: int) -> int:

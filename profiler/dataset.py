@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from costprof.core.errors import DatasetError
 from costprof.core.files import replacing
-from costprof.profiler.schema import MEASUREMENTS
+from costprof.profiler.schema import LATER_COLUMNS, MEASUREMENTS
 
 
 def write_measurements(folder: Path, part: str, rows: Iterable[dict[str, Any]]) -> None:
@@ -37,7 +37,7 @@ def read_measurements(folder: Path) -> pa.Table:
     tables = []
     for part in parts:
         try:
-            table = pq.read_table(part)
+            table = _with_later_columns(pq.read_table(part))
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(
                 f"{part} is damaged ({str(error).splitlines()[0]})",
@@ -52,3 +52,14 @@ def read_measurements(folder: Path) -> pa.Table:
             )
         tables.append(table)
     return pa.concat_tables(tables)
+
+
+def _with_later_columns(table: pa.Table) -> pa.Table:
+    """Return `table` with the columns that the version which wrote it did not know yet."""
+    for name in LATER_COLUMNS:
+        if name not in table.column_names:
+            index, field = MEASUREMENTS.get_field_index(name), MEASUREMENTS.field(name)
+            table = table.add_column(
+                min(index, table.num_columns), field, pa.nulls(table.num_rows, field.type)
+            )
+    return table

@@ -44,7 +44,11 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """The best attempt at a scenario so far: timings, or an error."""
+    """The best attempt at a scenario so far: timings, or an error.
+
+    `notes` say what else a reader has to know of the timings, each as a fact, then its particulars
+    in brackets.
+    """
 
     run_id: str
     summary: Summary | None
@@ -52,6 +56,7 @@ class Attempt:
     threads: int | None
     timer: str | None
     measured_at: datetime.datetime
+    notes: tuple[str, ...] = ()
 
 
 def measurement_row(
@@ -69,6 +74,7 @@ def measurement_row(
         **_identity(scenario),
         "status": status,
         "error": redact(attempt.problem),
+        "note": redact("; ".join(attempt.notes) or None),
         "attempts": attempts,
         "backend": provenance.backend,
         "timer": attempt.timer,

@@ -50,6 +50,7 @@ MEASUREMENTS = pa.schema(
         # How it went: ok, noisy (measured, but failed the quality gate), failed.
         ("status", _S),
         ("error", _S),
+        ("note", _S),  # what else a reader has to know of a row that did not fail
         # Time of one call. `latency` is the wall span; see docs/dataset.md.
         ("latency_us_mean", _F),
         ("latency_us_p05", _F),
@@ -106,6 +107,9 @@ MEASUREMENTS = pa.schema(
         ("measured_at", pa.timestamp("us", tz="UTC")),
     ]
 )
+
+LATER_COLUMNS = ("note",)
+"""Columns of `MEASUREMENTS` that datasets of earlier versions lack: there they read as NULL."""
 
 KERNELS = pa.schema(
     [

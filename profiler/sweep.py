@@ -44,11 +44,11 @@ class Observer(Protocol):
 class SweepReport:
     """What a sweep did: scenarios by status, and how its seconds were spent.
 
-    `uncaptured` are the scenarios measured on a GPU that could not be held in a CUDA graph.
+    `notes` counts the scenarios measured now by what a reader has to know of them.
     """
 
     statuses: dict[str, int] = field(default_factory=dict)
-    uncaptured: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
     measuring_s: float = 0.0
     wall_s: float = 0.0
 
@@ -123,7 +123,9 @@ class Sweep:
         statuses: dict[str, int] = {}
         for row in rows:
             _count(statuses, {row["status"]: 1})
-        report.uncaptured += sum(row["timer"] == "cuda_event" for row in rows)
+        for scenario in run.scenarios:
+            for note in attempts.best[scenario.scenario_id].notes:
+                _count(report.notes, {note.partition(" (")[0]: 1})
         write_measurements(self.folder, run.run_id, rows)
         journal.append("done", run_id=run.run_id, statuses=statuses)
         observer.run_ends(run, statuses)

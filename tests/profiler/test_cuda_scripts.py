@@ -52,6 +52,11 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[..., Any]]:
         if device.graph is not None:
             device.wait()
 
+    def outgrows_a_capture(x: Any, w1: Any, w2: Any) -> None:
+        device.kernel(CALL_US)
+        if device.graph is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
     def breaks(x: Any, w1: Any, w2: Any) -> None:
         device.illegal_access()
 
@@ -59,7 +64,8 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[..., Any]]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     module = types.ModuleType("kernels_on_fake")
-    found = {f.__name__: f for f in (good, waits, waits_unseen, breaks, too_large)}
+    every = (good, waits, waits_unseen, outgrows_a_capture, breaks, too_large)
+    found = {f.__name__: f for f in every}
     module.__dict__.update(found)
     monkeypatch.setitem(sys.modules, "kernels_on_fake", module)
     return found
@@ -149,7 +155,9 @@ def test_a_failed_capture_ends_the_process_and_the_next_one_takes_events(
     assert attempts.pending() == scenarios
     assert attempts.tried == dict.fromkeys((s.scenario_id for s in scenarios), 0)
     (reason,) = attempts.uncapturable.values()
-    assert reason == "RuntimeError: operation not permitted when stream is capturing"
+    assert reason == (
+        "its capture failed (RuntimeError: operation not permitted when stream is capturing)"
+    )
     outcome, _, _ = run_scripts(
         tmp_path, scenarios, monkeypatch, uncapturable=attempts.uncapturable
     )
@@ -158,6 +166,30 @@ def test_a_failed_capture_ends_the_process_and_the_next_one_takes_events(
     best = [attempts.best[s.scenario_id] for s in scenarios]
     assert [attempt.timer for attempt in best] == ["cuda_graph", "cuda_event"]
     assert [attempt.problem for attempt in best] == [None, None]
+
+
+@pytest.mark.usefixtures("kernels")
+def test_why_a_scenario_is_in_no_graph_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenarios = [scenario(name) for name in ("good", "waits", "waits_unseen", "outgrows_a_capture")]
+    attempts = Attempts(Run(tuple(scenarios)), TIMING)
+    while pending := attempts.pending():
+        assert attempts.processes < 3, "each capture that fails costs a process"
+        outcome, _, _ = run_scripts(
+            tmp_path, pending, monkeypatch, uncapturable=attempts.uncapturable
+        )
+        attempts.add(pending, outcome, f"r.{attempts.processes}")
+    notes = [attempts.best[each.scenario_id].notes for each in scenarios]
+    assert notes[0] == ()
+    prefix = "timed by events, the host's part included, not in a CUDA graph: "
+    assert [note[0].removeprefix(prefix) for note in notes[1:]] == [
+        "a call waits for the device",
+        "its capture failed (RuntimeError: operation not permitted when stream is capturing)",
+        "memory ran out while it was captured (OutOfMemoryError: CUDA out of memory. Tried to "
+        "allocate 20.00 MiB.)",
+    ]
+    assert {attempts.best[each.scenario_id].problem for each in scenarios} == {None}
 
 
 @pytest.mark.usefixtures("kernels")

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from costprof.core.errors import DatasetError
-from costprof.profiler.dataset import write_measurements
-from costprof.profiler.schema import MEASUREMENTS
+from costprof.profiler.dataset import read_measurements, write_measurements
+from costprof.profiler.schema import LATER_COLUMNS, MEASUREMENTS
 from costprof.profiler.summary import suggested_queries, summarise_dataset
 
 
@@ -66,3 +67,18 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="damaged") as caught:
         summarise_dataset(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_dataset_from_before_a_column_was_added_reads_as_null(tmp_path: Path) -> None:
+    write_measurements(tmp_path, "r1", [row()])
+    write_measurements(tmp_path, "r2", [row(scenario_id="b")])
+    part = tmp_path / "measurements" / "r1.parquet"
+    pq.write_table(pq.read_table(part).drop_columns(list(LATER_COLUMNS)), part)
+    table = read_measurements(tmp_path)
+    assert table.schema.equals(MEASUREMENTS)
+    assert table["scenario_id"].to_pylist() == ["a", "b"]
+    assert all(table[name].null_count == 2 for name in LATER_COLUMNS)
+    assert pq.read_table(part, schema=MEASUREMENTS).schema.equals(MEASUREMENTS)
+    pq.write_table(pq.read_table(part).drop_columns(["tokens"]), part)
+    with pytest.raises(DatasetError, match="has other columns"):
+        read_measurements(tmp_path)
