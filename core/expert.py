@@ -141,7 +141,7 @@ class LayerClass:
         return {**dataclasses.asdict(self), "counts": list(self.counts)}
 
 
-def class_id(expert: ExpertClass, op: Op, kernel: Kernel, cache_state: CacheState) -> str:
+def class_id(expert: ExpertClass, op: Op, kernel: Kernel, cache_state: str) -> str:
     """Return the identity of all scenarios that differ only in tokens and tile config.
 
     Of a layer it names the experts' class and kernel; experts, top-k, shard and token counts

@@ -68,6 +68,7 @@ class Attempts:
                     problem=problem,
                     threads=outcome.threads,
                     timer=outcome.timers.get(name),
+                    copies=outcome.copies.get(name),
                     measured_at=datetime.datetime.now(datetime.UTC),
                     notes=self._notes(name, outcome),
                 )

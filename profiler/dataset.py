@@ -56,10 +56,8 @@ def read_measurements(folder: Path) -> pa.Table:
 
 def _with_later_columns(table: pa.Table) -> pa.Table:
     """Return `table` with the columns that the version which wrote it did not know yet."""
-    for name in LATER_COLUMNS:
-        if name not in table.column_names:
-            index, field = MEASUREMENTS.get_field_index(name), MEASUREMENTS.field(name)
-            table = table.add_column(
-                min(index, table.num_columns), field, pa.nulls(table.num_rows, field.type)
-            )
+    for index, field in enumerate(MEASUREMENTS):  # ascending, so each index is its final one
+        if field.name in LATER_COLUMNS and field.name not in table.column_names:
+            index = min(index, table.num_columns)
+            table = table.add_column(index, field, pa.nulls(table.num_rows, field.type))
     return table

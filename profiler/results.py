@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from costprof.profiler.cold import Copies
+
 Floats = NDArray[np.float64]
 
 
@@ -35,13 +37,15 @@ class RunOutcome:
     `cut_short` is the scenario that was being measured when the process died, if it did; `crash`
     then says how. `unread` says why the timings of a finished process could not be had. `stopped`
     means that the process ended itself, because a scenario had made its device unusable: those it
-    had not come to are not to blame. `timers` says what timed each scenario, `uncapturable` which
-    of them could not be captured in a CUDA graph, and why.
+    had not come to are not to blame. `timers` says what timed each scenario, `copies` how many
+    copies of its weights there were in the pass that had fewest, `uncapturable` which of them could
+    not be captured in a CUDA graph, and why.
     """
 
     calls: dict[str, Calls] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     timers: dict[str, str] = field(default_factory=dict)
+    copies: dict[str, Copies] = field(default_factory=dict)
     uncapturable: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
     measuring_s: float = 0.0
@@ -74,6 +78,7 @@ def read_results(path: Path) -> tuple[RunOutcome, list[dict[str, Any]]]:
                 else:
                     outcome.measuring_s += note["measuring_s"]
                     outcome.timers[note["scenario_id"]] = note["timer"]
+                    _keep_fewest(outcome.copies, note)
                     done.append(note)
             case "uncapturable":
                 outcome.cut_short = None
@@ -85,6 +90,13 @@ def read_results(path: Path) -> tuple[RunOutcome, list[dict[str, Any]]]:
     if not ended and not outcome.stopped:
         outcome.crash = "the process ended before its run was over"
     return outcome, [note for note in done if note["scenario_id"] not in outcome.errors]
+
+
+def _keep_fewest(copies: dict[str, Copies], note: dict[str, Any]) -> None:
+    name = note["scenario_id"]
+    found = Copies(int(note["copies"]), int(note["copy_bytes"]))
+    if name not in copies or found.number < copies[name].number:
+        copies[name] = found
 
 
 def calls_from_notes(notes: list[dict[str, Any]]) -> dict[str, Calls]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from costprof.core.device import DeviceFingerprint
+from costprof.core.expert import class_id
+from costprof.profiler.cold import MIXED, Copies, cold_problem
 from costprof.profiler.redact import redact
 from costprof.profiler.scenario import Scenario
 from costprof.profiler.statistics import Summary
@@ -46,8 +48,8 @@ class Provenance:
 class Attempt:
     """The best attempt at a scenario so far: timings, or an error.
 
-    `notes` say what else a reader has to know of the timings, each as a fact, then its particulars
-    in brackets.
+    `copies` are those of the weights it rotated through. `notes` say what else a reader has to know
+    of the timings, each as a fact, then its particulars in brackets.
     """
 
     run_id: str
@@ -55,6 +57,7 @@ class Attempt:
     problem: str | None
     threads: int | None
     timer: str | None
+    copies: Copies | None
     measured_at: datetime.datetime
     notes: tuple[str, ...] = ()
 
@@ -72,9 +75,10 @@ def measurement_row(
     device = provenance.device
     row: dict[str, Any] = {
         **_identity(scenario),
+        **_weights(scenario, attempt, device),
         "status": status,
         "error": redact(attempt.problem),
-        "note": redact("; ".join(attempt.notes) or None),
+        "note": redact("; ".join(row_notes(scenario, attempt, device)) or None),
         "attempts": attempts,
         "backend": provenance.backend,
         "timer": attempt.timer,
@@ -98,6 +102,23 @@ def measurement_row(
         if energy_model is not None:
             row |= _energy(scenario, summary, energy_model)
     return row
+
+
+def row_notes(scenario: Scenario, attempt: Attempt, device: DeviceFingerprint) -> tuple[str, ...]:
+    """Return what else a reader has to know of a row: a fact each, its particulars in brackets."""
+    problem = cold_problem(scenario, device, attempt.copies) if attempt.copies else None
+    return (*attempt.notes, *([problem] if problem else []))
+
+
+def _weights(scenario: Scenario, attempt: Attempt, device: DeviceFingerprint) -> dict[str, Any]:
+    """How cold the weights were: a row that fell short is of another class than the cold ones."""
+    if attempt.copies is None:
+        return {}
+    found: dict[str, Any] = {"weight_copies": attempt.copies.number}
+    if cold_problem(scenario, device, attempt.copies):
+        found["cache_state"] = MIXED
+        found["class_id"] = class_id(scenario.expert, scenario.op, scenario.kernel, MIXED)
+    return found
 
 
 def _identity(scenario: Scenario) -> dict[str, Any]:

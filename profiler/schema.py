@@ -38,7 +38,8 @@ MEASUREMENTS = pa.schema(
         ("kernel_source_hash", _S),
         ("framework", _S),
         ("config", _S),  # tile parameters as JSON, "{}" where there are none
-        ("cache_state", _S),
+        ("cache_state", _S),  # cold, warm; mixed: to be cold, but memory held too few copies
+        ("weight_copies", _I),  # that the calls rotated through
         ("tokens", _I),
         # Layer scenarios only, else NULL.
         ("experts", _I),
@@ -108,7 +109,7 @@ MEASUREMENTS = pa.schema(
     ]
 )
 
-LATER_COLUMNS = ("note",)
+LATER_COLUMNS = ("note", "weight_copies")
 """Columns of `MEASUREMENTS` that datasets of earlier versions lack: there they read as NULL."""
 
 KERNELS = pa.schema(

@@ -6,7 +6,6 @@ a spec can name travels as data, in the JSON file beside each script.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import jinja2
 from costprof.core.device import DeviceFingerprint
 from costprof.core.files import write_json, write_text
 from costprof.core.hashing import content_id
+from costprof.profiler.cold import rotate_bytes
 from costprof.profiler.plan import Run
 from costprof.profiler.scenario import Scenario
 from costprof.profiler.spec import TimingSpec
@@ -24,9 +24,6 @@ from costprof.profiler.spec import TimingSpec
 Mode = Literal["nvtx", "profiler", "clock"]
 
 _SEED = 20_240
-# The copies of the weights that are rotated through hold this many last-level caches.
-_ROTATE_CACHES = 2
-_UNKNOWN_CACHE_BYTES = 64 * 2**20
 # A run may fill this share of the device's memory with copies.
 _MEMORY_SHARE = 0.25
 
@@ -86,22 +83,9 @@ def _values(scenario: Scenario, timing: TimingSpec, device: DeviceFingerprint) -
         "target_ms": timing.target_ms,
         "min_repetitions": timing.min_repetitions,
         "max_repetitions": timing.max_repetitions,
-        "rotate_bytes": _rotate_bytes(scenario, device),
+        "rotate_bytes": rotate_bytes(scenario, device),
         "memory_bytes": int(_MEMORY_SHARE * device.memory_bytes),
     }
-
-
-def _rotate_bytes(scenario: Scenario, device: DeviceFingerprint) -> int:
-    """Size of the copies that make the weights a call reads cold.
-
-    A layer reads the weights of its active experts alone, so its copies must be larger for as much
-    to be read between two calls on the same one.
-    """
-    cold = _ROTATE_CACHES * (device.cache_bytes or _UNKNOWN_CACHE_BYTES)
-    if scenario.layer is None:
-        return cold
-    active = sum(count > 0 for count in scenario.layer.counts)
-    return math.ceil(cold * scenario.layer.experts / max(active, 1))
 
 
 def _operands_key(scenario: Scenario) -> str:

@@ -20,7 +20,7 @@ from costprof.profiler.journal import Journal
 from costprof.profiler.plan import Plan, Run
 from costprof.profiler.process import end_marked_processes
 from costprof.profiler.results import RunOutcome, notes_path
-from costprof.profiler.rows import EnergyModel, Provenance, measurement_row
+from costprof.profiler.rows import EnergyModel, Provenance, measurement_row, row_notes
 from costprof.profiler.schema import SCHEMA_VERSION
 from costprof.profiler.scripts import write_scripts
 
@@ -124,7 +124,8 @@ class Sweep:
         for row in rows:
             _count(statuses, {row["status"]: 1})
         for scenario in run.scenarios:
-            for note in attempts.best[scenario.scenario_id].notes:
+            best = attempts.best[scenario.scenario_id]
+            for note in row_notes(scenario, best, self.device):
                 _count(report.notes, {note.partition(" (")[0]: 1})
         write_measurements(self.folder, run.run_id, rows)
         journal.append("done", run_id=run.run_id, statuses=statuses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def sweep(
         plan=plan,
         folder=folder,
         backend=inprocess_backend(),
-        device=detect_device("cpu"),
+        device=options.pop("device", None) or detect_device("cpu"),
         software=software_versions(),
         **options,
     ).run(recorder)
@@ -117,6 +118,41 @@ def test_a_sweep_writes_one_complete_row_per_scenario(
         assert row["run_id"].endswith(".0")
     description = json.loads((tmp_path / "data" / "sweep.json").read_text())
     assert description["moes"][0]["class_of_expert"][0] in {row["class_id"] for row in rows}
+
+
+def test_weights_that_fit_the_cache_are_not_called_cold(
+    tmp_path: Path, tiny_values: dict[str, Any]
+) -> None:
+    expert_bytes = 3 * 64 * 64 * 4
+    device = dataclasses.replace(
+        detect_device("cpu"), memory_bytes=4 * 8 * expert_bytes, cache_bytes=3 * expert_bytes
+    )
+    layer = {"expert": "f32", "experts": 8, "top_k": 1, "tokens": [8], "cache": ["cold", "warm"]}
+    # A quarter of the memory holds one copy of the layer: all of it is more than two caches, two
+    # experts are less than one. Of an expert alone there is room for as many copies as it takes.
+    layer["distributions"] = ["balanced", "active-2"]
+    values = {**tiny_values, "measure": tiny_values["measure"][:1], "moe": [], "layer": [layer]}
+    report, _, table = sweep(tmp_path / "data", values, device=device)
+    rows = table.to_pylist()
+    found = {
+        (row["op"], row["distribution"], row["cache_state"]): row["weight_copies"] for row in rows
+    }
+    assert found == {
+        ("expert", None, "cold"): 7,
+        ("layer", "balanced", "cold"): 1,
+        ("layer", "active-2", "mixed"): 1,
+        ("layer", "balanced", "warm"): 1,
+        ("layer", "active-2", "warm"): 1,
+    }
+    (mixed,) = [row for row in rows if row["cache_state"] == "mixed"]
+    assert mixed["class_id"] not in {row["class_id"] for row in rows if row is not mixed}
+    fact = "not cold: memory does not hold enough copies of the weights"
+    assert (
+        mixed["note"]
+        == f"{fact} (1 of them, of which a call reads 0.1 MiB, for a cache of 0.1 MiB)"
+    )
+    assert [row["note"] for row in rows if row is not mixed] == [None] * (len(rows) - 1)
+    assert report.notes == {fact: 1}
 
 
 def test_a_second_start_measures_nothing_again(tmp_path: Path, tiny_values: dict[str, Any]) -> None:
