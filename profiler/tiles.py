@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,8 @@ def kernel_tiles(name: str, expert: ExpertClass) -> KernelTiles | None:
     """Return the tile space of kernel `name` for `expert`; None where the kernel names none.
 
     A kernel names it by two attributes: `tile_space`, each parameter's choices, and, if not all of
-    their product can work, `tile_allowed(config, expert) -> bool`.
+    their product can work, `tile_allowed(config, expert) -> bool`. If that takes a keyword
+    `shared_bytes`, it gets the shared memory a thread block may have on the GPU that is here.
 
     Raises:
         InputError: the kernel cannot be imported, its space is no mapping of whole numbers, or no
@@ -38,12 +40,11 @@ def kernel_tiles(name: str, expert: ExpertClass) -> KernelTiles | None:
     if space is None:
         return None
     choices = _choices(name, space)
-    allowed = getattr(function, "tile_allowed", None)
+    allowed = _allowed(function)
     configs = tuple(
         config
         for values in itertools.product(*choices.values())
-        if (config := dict(zip(choices, values, strict=True)))
-        and (allowed is None or allowed(dict(config), expert))
+        if (config := dict(zip(choices, values, strict=True))) and allowed(dict(config), expert)
     )
     if not configs:
         raise InputError(
@@ -53,6 +54,27 @@ def kernel_tiles(name: str, expert: ExpertClass) -> KernelTiles | None:
             "give configs in the sweep file, or mend the kernel's tile_allowed",
         )
     return KernelTiles(choices, configs)
+
+
+def _allowed(function: Any) -> Callable[[dict[str, int], ExpertClass], bool]:
+    allowed = getattr(function, "tile_allowed", None)
+    if allowed is None:
+        return lambda config, expert: True
+    shared_bytes = _shared_bytes_per_block()
+    if shared_bytes is None or "shared_bytes" not in inspect.signature(allowed).parameters:
+        return lambda config, expert: bool(allowed(config, expert))
+    return lambda config, expert: bool(allowed(config, expert, shared_bytes=shared_bytes))
+
+
+def _shared_bytes_per_block() -> int | None:
+    """What a thread block may ask for on torch's current GPU; None where there is no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
+    found = getattr(properties, "shared_memory_per_block_optin", None)  # older versions lack it
+    return None if found is None else int(found)
 
 
 def sample_tiles(name: str, expert: ExpertClass, number: int) -> list[dict[str, int]]:

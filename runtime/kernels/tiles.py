@@ -27,7 +27,9 @@ TILE_SPACE: dict[str, tuple[int, ...]] = {
 }
 """Every value a parameter may take in a search."""
 
-_SHARED_BYTES = 227 * 1024  # of one thread block, compute capability 9.0 and 10.0
+LARGEST_SHARED_BYTES = 227 * 1024
+"""Shared memory a thread block may have where it is largest: compute capability 9.0 and 10.0."""
+
 _REGISTERS = 255
 _WEIGHT_BYTES = {"int8": 1.0, "fp8": 1.0, "int4": 0.5}
 
@@ -112,22 +114,23 @@ def choose_tile(
     return dataclasses.replace(next(fitting, tiles[-1]), **config)
 
 
-def tile_allowed(config: Mapping[str, int], expert: ExpertClass) -> bool:
-    """Whether a configuration can work and could be good for `expert` on some GPU.
+def tile_allowed(
+    config: Mapping[str, int], expert: ExpertClass, *, shared_bytes: int = LARGEST_SHARED_BYTES
+) -> bool:
+    """Whether a configuration can work and could be good for `expert`.
 
-    Left out: what needs more shared memory than a thread block of a large GPU has, accumulators
-    that need more registers than there are, and depths that split a group of 4-bit weights. GPUs
-    with less shared memory refuse some of the rest; a sweep keeps those as failed.
+    Left out: what needs more shared memory than the `shared_bytes` of a thread block, accumulators
+    that need more registers than there are, and depths that split a group of 4-bit weights.
     """
     tile = Tile(**{**RULE_OF_THUMB[0].to_dict(), **config})
     if expert.quantisation == "int4" and tile.BLOCK_K % INT4_GROUP_SIZE:
         return False
     gated = 2 if expert.activation == "swiglu" else 1
     accumulators = gated * tile.BLOCK_M * tile.BLOCK_N / (32 * tile.num_warps)
-    return accumulators < _REGISTERS / 2 + 1 and shared_bytes(tile, expert) <= _SHARED_BYTES
+    return accumulators < _REGISTERS / 2 + 1 and pipeline_bytes(tile, expert) <= shared_bytes
 
 
-def shared_bytes(tile: Tile, expert: ExpertClass) -> float:
+def pipeline_bytes(tile: Tile, expert: ExpertClass) -> float:
     """Shared memory of the load pipeline: tiles of x and of the weights, `num_stages` deep.
 
     Weights that are widened need a dense tile besides. An upper bound: some generations keep one

@@ -21,6 +21,7 @@ from costprof.runtime.kernels.tiles import (
     RULE_OF_THUMB,
     TILE_SPACE,
     choose_tile,
+    rule_of_thumb,
     tile_allowed,
 )
 from costprof.runtime.kernels.triton_linear import StoredWeight, grouped_linear
@@ -254,6 +255,13 @@ def test_the_tile_space_keeps_what_can_work() -> None:
     assert not tile_allowed(too_deep, bf16)
     assert not tile_allowed({"BLOCK_K": 32}, int4)
     assert tile_allowed({"BLOCK_K": 32}, bf16)
+    deep = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 4}
+    assert tile_allowed(deep, bf16)
+    assert tile_allowed(deep, bf16, shared_bytes=163 * 1024)
+    assert not tile_allowed(deep, bf16, shared_bytes=99 * 1024)
+    for capability in (80, 120):
+        for tile in rule_of_thumb(capability, torch.bfloat16):
+            assert tile_allowed(tile.to_dict(), bf16, shared_bytes=99 * 1024), tile
     for tile in RULE_OF_THUMB:
         assert all(value in TILE_SPACE[name] for name, value in tile.to_dict().items())
 
