@@ -8,9 +8,6 @@ there is not counted again.
 
 from __future__ import annotations
 
-import shutil
-import sys
-import tempfile
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,48 +16,18 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from costprof.core.device import DeviceFingerprint
-from costprof.core.errors import CostprofError, ToolError
+from costprof.core.errors import CostprofError
 from costprof.profiler.dataset import write_measurements
-from costprof.profiler.importing import importing_environment
 from costprof.profiler.journal import Journal
-from costprof.profiler.ncu import Counter, read_counters, read_raw_page, write_counters
-from costprof.profiler.plan import Plan, Run
-from costprof.profiler.process import Completed, run_tool
+from costprof.profiler.ncu import Counter, read_counters, write_counters
+from costprof.profiler.ncu_count import METRICS, Ncu, NotAllowed, find_ncu
+from costprof.profiler.plan import Plan
 from costprof.profiler.scenario import Scenario
 from costprof.profiler.schema import MEASUREMENTS
-from costprof.profiler.scripts import write_scripts
 
-METRICS = (
-    "gpu__time_duration.sum",
-    "sm__cycles_active.avg",
-    "sm__cycles_elapsed.max",
-    "dram__bytes_read.sum",
-    "dram__bytes_write.sum",
-    "lts__t_sector_hit_rate.pct",
-    # Occupancy: what was reached, what is possible, and what limits it.
-    "sm__warps_active.avg.pct_of_peak_sustained_active",
-    "sm__maximum_warps_per_active_cycle_pct",
-    "launch__occupancy_limit_blocks",
-    "launch__occupancy_limit_registers",
-    "launch__occupancy_limit_shared_mem",
-    "launch__occupancy_limit_warps",
-    "launch__waves_per_multiprocessor",
-    "launch__registers_per_thread",
-    "launch__shared_mem_per_block",
-    "launch__shared_mem_per_block_dynamic",
-    "launch__shared_mem_per_block_static",
-    "launch__grid_size",
-    "launch__block_size",
-    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
-)
 DEFAULT_LIMIT = 20
 
 _DURATION = "gpu__time_duration.sum"
-_TIMEOUT_S = 300.0
-# One call is counted; those after it only take time.
-_FEW_CALLS = {"min_repetitions": 3, "max_repetitions": 3, "target_ms": 1.0}
-_REFUSED = "ERR_NVGPUCTRPERM"
-_NO_MORE = "no more counters were read; the timings are complete"
 
 
 @dataclass(slots=True)
@@ -70,10 +37,6 @@ class CounterReport:
     counted: int = 0
     known: int = 0
     problems: list[str] = field(default_factory=list)
-
-
-class _NotAllowed(ToolError):
-    """No scenario can be counted here."""
 
 
 def add_counters(
@@ -86,7 +49,7 @@ def add_counters(
     """
     report = CounterReport()
     try:
-        ncu = _require_ncu(plan)
+        ncu = find_ncu(plan)
         rows = _rows_with_counters(plan, folder)
     except CostprofError as error:
         report.problems.append(str(error))
@@ -101,11 +64,15 @@ def add_counters(
                 continue
             _count_and_keep(ncu, scenario, plan, folder, device)
             report.counted += 1
-        except _NotAllowed as error:
+        except NotAllowed as error:
             report.problems.append(str(error))
             break
         except CostprofError as error:
             report.problems.append(str(error))
+    if ncu.unknown:
+        report.problems.append(
+            f"ncu does not know {', '.join(ncu.unknown)}; the other counters were read"
+        )
     return report
 
 
@@ -142,23 +109,6 @@ def aggregate(counters: Iterable[Counter]) -> dict[str, float]:
     return result
 
 
-def _require_ncu(plan: Plan) -> str:
-    if plan.device == "cpu":
-        raise ToolError(
-            "ncu counts on NVIDIA GPUs alone, and this sweep measured the CPU",
-            "no counters were read; the timings are complete",
-            "leave --counters out, or sweep on a GPU",
-        )
-    found = shutil.which("ncu")
-    if found is None:
-        raise ToolError(
-            "ncu was not found on PATH",
-            "no counters were read; the timings are complete",
-            "install NVIDIA Nsight Compute, or leave --counters out",
-        )
-    return found
-
-
 def _rows_with_counters(plan: Plan, folder: Path) -> dict[str, bool]:
     """Of each scenario that did not fail: whether its row has counters."""
     found = {}
@@ -175,67 +125,17 @@ def _part(folder: Path, scenario: Scenario) -> Path:
 
 
 def _count_and_keep(
-    ncu: str, scenario: Scenario, plan: Plan, folder: Path, device: DeviceFingerprint
+    ncu: Ncu, scenario: Scenario, plan: Plan, folder: Path, device: DeviceFingerprint
 ) -> None:
     journal = Journal(folder)
     mark = uuid.uuid4().hex
     journal.append("count", scenario_id=scenario.scenario_id, mark=mark)
-    counters = _count(ncu, scenario, plan, device, mark)
+    counters = ncu.count(scenario, plan, device, mark)
     # The part comes last: where it is, the row has them too.
     _merge(folder, plan, scenario, aggregate(counters))
     part = _part(folder, scenario)
     write_counters(counters, folder, part=part.stem, source="ncu", scenario_id=scenario.scenario_id)
     journal.append("counted", scenario_id=scenario.scenario_id)
-
-
-def _count(
-    ncu: str, scenario: Scenario, plan: Plan, device: DeviceFingerprint, mark: str
-) -> list[Counter]:
-    with tempfile.TemporaryDirectory(prefix="costprof-") as scratch:
-        folder = Path(scratch)
-        few = plan.timing.model_copy(update=_FEW_CALLS)
-        write_scripts(Run((scenario,)), folder, "nvtx", few, device)
-        page = folder / "raw.csv"
-        completed = run_tool(
-            [
-                ncu,
-                *("--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none"),
-                # By itself ncu empties the caches before every replay of a kernel.
-                *("--cache-control", "all" if scenario.cache_state == "cold" else "none"),
-                *("--metrics", ",".join(METRICS)),
-                *("--nvtx", "--nvtx-include", f"costprof@{scenario.scenario_id}:0/"),
-                *("--log-file", str(page)),
-                *(sys.executable, str(folder / f"{scenario.scenario_id}.py")),
-            ],
-            timeout_s=_TIMEOUT_S,
-            env=importing_environment(),
-            mark=mark,
-        )
-        said = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
-        _require_counted(scenario, completed, completed.stdout + completed.stderr + said)
-        return list(read_raw_page(page, name=f"ncu's raw page of {scenario.label()}"))
-
-
-def _require_counted(scenario: Scenario, completed: Completed, said: str) -> None:
-    if _REFUSED in said:
-        raise _NotAllowed(
-            f"the driver refuses hardware counters to this user ({_REFUSED})",
-            _NO_MORE,
-            "run as root, or set NVreg_RestrictProfilingToAdminUsers=0 for the driver",
-        )
-    if completed.timed_out or not completed.succeeded:
-        how = "did not end in time" if completed.timed_out else f"ended with {completed.returncode}"
-        raise ToolError(
-            f"ncu {how} on {scenario.label()} ({completed.last_words or 'no message'})",
-            "it has no counters; its timing stays",
-            "run its script in the dataset's folder scripts under ncu by hand",
-        )
-    if "No kernels were profiled" in said or not said:
-        raise ToolError(
-            f"ncu saw no kernel in {scenario.label()}",
-            "it has no counters; its timing stays",
-            "see whether ncu --version knows this GPU and its driver",
-        )
 
 
 def _merge(folder: Path, plan: Plan, scenario: Scenario, counters: dict[str, float]) -> None:
@@ -245,4 +145,8 @@ def _merge(folder: Path, plan: Plan, scenario: Scenario, counters: dict[str, flo
     for row in rows:
         if row["scenario_id"] == scenario.scenario_id:
             row["counters"] = list(counters.items())
+            missing = [metric for metric in METRICS if metric not in counters]
+            note = f"ncu gave no value of {', '.join(missing)}"
+            if missing and note not in (row["note"] or ""):
+                row["note"] = "; ".join(filter(None, [row["note"], note]))
     write_measurements(folder, run.run_id, rows)

@@ -19,10 +19,11 @@ import pytest
 from costprof.cli.sweep import sweep
 from costprof.core.device import detect_device
 from costprof.core.errors import InputError
-from costprof.profiler.counters import METRICS, add_counters, aggregate, choose
+from costprof.profiler.counters import add_counters, aggregate, choose
 from costprof.profiler.dataset import read_measurements, write_measurements
 from costprof.profiler.journal import Journal
 from costprof.profiler.ncu import read_raw_page
+from costprof.profiler.ncu_count import METRICS, unknown_metrics
 from costprof.profiler.plan import Plan, make_plan
 from costprof.profiler.process import end_marked_processes
 from costprof.profiler.schema import COUNTERS
@@ -100,6 +101,13 @@ if how == "crashes":
 if how == "nothing":
     page.write_text("==WARNING== No kernels were profiled.")
     sys.exit(0)
+unknown = [metric for metric in asked if metric in how]
+if unknown:
+    # As the binary has it, for one; as ncu 2022.3 says of several in --query-metrics-mode.
+    several = "==WARNING== The below metrics are either invalid or don't have suffixes." + chr(10)
+    one = "==ERROR== Failed to find metric "
+    page.write_text((several if len(unknown) > 1 else one) + ",".join(unknown) + chr(10))
+    sys.exit(0 if len(unknown) > 1 else 1)
 if how == "hangs":
     time.sleep(600)
 lines = ["==PROF== Connected to process 1"]
@@ -234,6 +242,34 @@ def test_a_refusal_is_named_once_and_ends_the_counting(
     assert len(counters_by_scenario(folder)) == 1
 
 
+@pytest.mark.parametrize(
+    "unknown", [["launch__grid_size"], ["launch__block_size", "sm__cycles_active.avg"]]
+)
+def test_a_metric_that_ncu_does_not_know_costs_that_one_alone(
+    measured: tuple[Plan, Path], fake_ncu: Callable[..., list[str]], unknown: list[str]
+) -> None:
+    plan, folder = measured
+    fake_ncu(dict.fromkeys((1, 2, 4), " ".join(unknown)))
+    report = add_counters(plan, folder, detect_device("cpu"))
+    assert report.counted == 4
+    listed = ", ".join(m for m in METRICS if m in unknown)
+    assert report.problems == [f"ncu does not know {listed}; the other counters were read"]
+    assert len(fake_ncu()) == 5, "found out once"
+    for values in counters_by_scenario(folder).values():
+        assert values.keys() == set(METRICS) - set(unknown)
+    notes = [row["note"] for row in read_measurements(folder).to_pylist() if row["counters"]]
+    assert notes == [f"ncu gave no value of {listed}"] * 4
+
+
+def test_an_ncu_that_knows_no_metric_at_all_is_not_asked_for_ever(
+    measured: tuple[Plan, Path], fake_ncu: Callable[..., list[str]]
+) -> None:
+    plan, folder = measured
+    fake_ncu(dict.fromkeys((1, 2, 4), " ".join(METRICS)))
+    report = add_counters(plan, folder, detect_device("cpu"))
+    assert (report.counted, len(report.problems)) == (0, 4)
+
+
 COUNT = """
 import json, sys
 from pathlib import Path
@@ -289,6 +325,33 @@ def test_the_real_ncu_takes_the_command_and_sees_no_kernel_on_a_cpu(
     assert "64x64 float32" in problem
     assert problem.endswith(("under ncu by hand", "knows this GPU and its driver"))
     assert counters_by_scenario(folder) == {}
+
+
+@pytest.mark.nsys
+@pytest.mark.parametrize("chip", ["ga100", "gh100"])
+def test_the_real_ncu_knows_the_metrics_of_the_hardware_and_names_those_it_does_not(
+    chip: str,
+) -> None:
+    ncu = shutil.which("ncu")
+    if ncu is None:
+        pytest.skip("ncu is not installed")
+    # What a launch is like is not among the chip's counters.
+    hardware = [m for m in METRICS if "." in m]
+    bases = ",".join(m.split(".")[0] for m in hardware)
+    done = subprocess.run(
+        [
+            *(ncu, "--query-metrics", "--query-metrics-mode", "suffix", "--chips", chip),
+            *("--metrics", f"{bases},dram__nonsense,sm__nonsense_pct"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    said = "\n".join(line for line in lines if "  " not in line)  # its table has columns
+    asked = [*hardware, "dram__nonsense.sum", "sm__nonsense_pct"]
+    assert unknown_metrics(said, asked) == ["dram__nonsense.sum", "sm__nonsense_pct"]
+    assert set(hardware) <= {line.split()[0] for line in lines if line}
 
 
 @pytest.mark.parametrize("option", ["nsys", "ncu:0", "ncu:", "ncu:-3", "ncu:two"])
