@@ -13,6 +13,8 @@ Bytes stored are what `core.work.weight_bytes` counts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from costprof.core.errors import InputError
 from costprof.core.expert import INT4_GROUP_SIZE, ExpertClass
 
 Weights = tuple[Tensor, ...]
+Pack = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 FP8_LARGEST = 448.0
 """Largest finite value of float8 e4m3."""
@@ -40,7 +43,19 @@ def pack_weights(weights: Weights, expert: ExpertClass) -> Weights:
     if expert.quantisation == "none":
         return weights
     pack = {"int8": pack_int8, "int4": pack_int4, "fp8": pack_fp8}[expert.quantisation]
-    return tuple(part for weight in weights for part in pack(weight))
+    return tuple(part for weight in weights for part in _by_expert(pack, weight))
+
+
+def _by_expert(pack: Pack, weight: Tensor) -> Weights:
+    """Pack a layer an expert at a time: the float32 copies that packing makes are then of one."""
+    if weight.dim() == 2 or not len(weight):
+        return pack(weight)
+    first = pack(weight[0])
+    packed = tuple(part.new_empty(len(weight), *part.shape) for part in first)
+    for index, dense in enumerate(weight):
+        for whole, part in zip(packed, pack(dense) if index else first, strict=True):
+            whole[index] = part
+    return packed
 
 
 def unpack_weight(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import naive_expert, naive_layer
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from costprof.core.errors import InputError
 from costprof.core.expert import INT4_GROUP_SIZE, ExpertClass
@@ -172,6 +174,33 @@ def test_layers_pack_expert_by_expert() -> None:
     for number, pair in enumerate(pairs):
         alone = packing.pack_weights(pair, expert)
         assert all(torch.equal(a[number], b) for a, b in zip(layer, alone, strict=True))
+
+
+class LargestFloat32(TorchDispatchMode):
+    """Remembers the elements of the largest float32 tensor that was made."""
+
+    elements = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.dtype == torch.float32:
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "int4", "fp8"])
+def test_a_layer_is_packed_an_expert_at_a_time_to_the_same_bits(quantisation: Any) -> None:
+    expert = ExpertClass(d_model=128, d_ff=64, quantisation=quantisation)
+    weight = torch.randn(5, 128, 128).to(torch.bfloat16)
+    with LargestFloat32() as largest:
+        packed = packing.pack_weights((weight,), expert)
+    assert largest.elements == weight[0].numel()
+    at_once = getattr(packing, f"pack_{quantisation}")(weight)
+    for part, expected in zip(packed, at_once, strict=True):
+        assert part.dtype == expected.dtype
+        assert torch.equal(part.view(torch.uint8), expected.view(torch.uint8))
 
 
 def test_packing_refuses_a_width_without_whole_groups() -> None:
