@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,32 +18,51 @@ from costprof.profiler.energy.trace import HEADER, Sample, read_trace, sample_li
 from costprof.profiler.process import end_marked_processes
 
 READER = "readers_for_energy:Reader"
+TICK_S = 0.05
+"""Of the reader's counter, see conftest."""
+
+
+def await_that(condition: Callable[[], bool]) -> None:
+    """Wait for what comes sooner or later, however busy the machine is."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
 
 
 def test_it_polls_fast_enough_for_ticks_and_stops_when_told(
     tmp_path: Path, device_modules: Path
 ) -> None:
     path = tmp_path / "trace.csv"
+    began_s = time.monotonic()
     with sampling(READER, "0", path, mark="sampler-test-1") as running:
-        time.sleep(1.0)
+        await_that(lambda: read_trace(path).time_s.size >= 200)
+    ended_s = time.monotonic()
     assert running.problem is None
     trace = read_trace(path)
-    assert trace.time_s.size > 50
-    assert (np.diff(trace.time_s) > 0).all()
-    assert trace.time_s[0] > time.monotonic() - 60, "it is the machine's monotonic clock"
-    _, counter = trace.known("counter_mj")
-    ticks = np.count_nonzero(np.diff(counter))
-    assert 10 <= ticks <= 25, "20 ticks of 50 ms a second"
-    assert trace.known("temp_c")[0].size < trace.time_s.size / 5, "looked at now and then"
-    watts = (counter[-1] - counter[0]) / (trace.time_s[-1] - trace.time_s[0]) / 1e3
-    assert watts == pytest.approx(50, rel=0.15)
+    gaps_s = np.diff(trace.time_s)
+    assert (gaps_s > 0).all()
+    assert began_s < trace.time_s[0] < trace.time_s[-1] < ended_s, "the machine's monotonic clock"
+    # The median does not mind that another process has the core now and then.
+    assert np.median(gaps_s) < 0.5 * TICK_S, "a tick lies between two polls"
+    time_s, counter_mj = trace.known("counter_mj")
+    assert time_s.size == trace.time_s.size
+    assert trace.known("temp_c")[0].size == -(-trace.time_s.size // 10), "every tenth poll"
+    ticks = np.flatnonzero(np.diff(counter_mj)) + 1
+    assert ticks.size >= 2
+    # Between ticks stands what 50 W make of the time between the polls that saw them: a poll is
+    # dated by its middle, so each edge is off by no more than the gap before it.
+    first, last = ticks[0], ticks[-1]
+    mj = counter_mj[last] - counter_mj[first]
+    doubt_s = gaps_s[first - 1] + gaps_s[last - 1]
+    assert mj == pytest.approx(50e3 * (time_s[last] - time_s[first]), abs=50e3 * doubt_s)
     assert end_marked_processes("sampler-test-1") == 0
 
 
 def test_its_death_is_a_named_failure(tmp_path: Path, device_modules: Path) -> None:
     path = tmp_path / "trace.csv"
     with sampling("readers_for_energy:Dying", "0", path, mark="sampler-test-2") as running:
-        time.sleep(2.5)
+        await_that(lambda: running.ended_early() is not None)
     assert running.problem == "the power sampler ended with code 9"
     assert read_trace(path).time_s.size > 10, "what it wrote is kept"
 

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,12 @@ import numpy as np
 import pytest
 
 from costprof.core.device import detect_device
-from costprof.profiler.energy.workload import Phases, read_workload, write_workload
+from costprof.profiler.energy.workload import (
+    Phases,
+    WorkloadNotes,
+    read_workload,
+    write_workload,
+)
 from costprof.profiler.plan import make_plan
 from costprof.profiler.scripts import write_script
 from costprof.profiler.spec import parse_spec
@@ -114,6 +120,7 @@ def gpu_script(
 
     def run(**environment: str) -> Path:
         notes = tmp_path / "notes.jsonl"
+        notes.unlink(missing_ok=True)
         subprocess.run(
             [sys.executable, str(script), str(notes)],
             check=True,
@@ -129,10 +136,27 @@ def gpu_script(
     return run
 
 
+def steady_notes(run: Callable[..., Path], **environment: str) -> WorkloadNotes:
+    """Return notes whose marks say that the stream did one call in CALL_S without a pause.
+
+    A machine that stops the process for longer than what is queued drains the queue, so there are
+    three tries; a queue that is kept too short fails them all. No call is ever too fast.
+    """
+    for _ in range(3):
+        notes = read_workload(run(**environment))
+        progress = notes.progress
+        seconds = progress.time_s[-1] - progress.time_s[1]
+        call_s = seconds / (progress.calls[-1] - progress.calls[1])
+        assert call_s > 0.95 * CALL_S
+        if call_s < 1.05 * CALL_S:
+            return notes
+    raise AssertionError(f"a call took {call_s:.2e} s, not {CALL_S} s: the queue ran empty")
+
+
 def test_replays_of_a_graph_are_counted_and_the_queue_is_never_empty(
     gpu_script: Callable[..., Path],
 ) -> None:
-    notes = read_workload(gpu_script())
+    notes = steady_notes(gpu_script)
     assert notes.ended
     assert notes.ready["launch"] == "graph"
     assert notes.ready["copies"] == 8
@@ -141,11 +165,7 @@ def test_replays_of_a_graph_are_counted_and_the_queue_is_never_empty(
     progress = notes.progress
     assert (np.diff(progress.time_s) > 0).all()
     assert (np.diff(progress.calls) % notes.ready["calls_per_step"] == 0).all()
-    # The stream does one call in CALL_S without a pause: so say the marks.
-    seconds = progress.time_s[-1] - progress.time_s[1]
-    calls = progress.calls[-1] - progress.calls[1]
-    assert seconds / calls == pytest.approx(CALL_S, rel=0.05)
-    assert seconds > 1.3
+    assert progress.time_s[-1] - progress.time_s[1] > 1.3
     assert notes.idle_before is not None
     assert notes.idle_after is not None
     assert notes.idle_before.end_s < progress.time_s[0]
@@ -153,13 +173,10 @@ def test_replays_of_a_graph_are_counted_and_the_queue_is_never_empty(
 
 
 def test_a_failed_capture_starts_anew_with_plain_launches(gpu_script: Callable[..., Path]) -> None:
-    notes = read_workload(gpu_script(TEST_NO_CAPTURE="1"))
+    notes = steady_notes(gpu_script, TEST_NO_CAPTURE="1")
     assert notes.ended
     assert (notes.ready["launch"], notes.ready["calls_per_step"]) == ("plain", 1)
     assert notes.capture_error == ("RuntimeError: operation not permitted when stream is capturing")
-    progress = notes.progress
-    seconds = progress.time_s[-1] - progress.time_s[1]
-    assert seconds / (progress.calls[-1] - progress.calls[1]) == pytest.approx(CALL_S, rel=0.05)
 
 
 def test_a_cpu_workload_counts_its_calls(
@@ -172,7 +189,9 @@ def test_a_cpu_workload_counts_its_calls(
     )
     assert "torch_ffn" not in script.read_text(), "what a user names travels as data"
     path = tmp_path / "notes.jsonl"
+    before = time.monotonic(), time.time()
     subprocess.run([sys.executable, str(script), str(path)], check=True)
+    after = time.monotonic(), time.time()
     notes = read_workload(path)
     assert notes.ended
     assert notes.ready["launch"] == "plain"
@@ -180,9 +199,11 @@ def test_a_cpu_workload_counts_its_calls(
     assert (np.diff(notes.progress.calls) > 0).all()
     assert notes.start is not None
     assert notes.end is not None
-    assert notes.end.unix_s - notes.start.unix_s == pytest.approx(
-        notes.end.monotonic_s - notes.start.monotonic_s, abs=0.05
-    )
+    phases_s = 2 * PHASES.idle_s + PHASES.load_s
+    assert before[0] < notes.start.monotonic_s < notes.end.monotonic_s - phases_s
+    assert before[1] < notes.start.unix_s < notes.end.unix_s - 0.9 * phases_s
+    assert notes.end.monotonic_s < after[0]
+    assert notes.end.unix_s < after[1]
     torn = tmp_path / "torn.jsonl"
     torn.write_text(path.read_text()[:-30])
     assert not read_workload(torn).ended
