@@ -1,247 +1,36 @@
-"""`costprof sweep --search tiles`: let a model choose which tile configs are measured.
-
-Each step adds a few configs to the plan and measures them like any others. What is chosen depends
-on the rows alone, so `--resume` chooses the same again and finds it measured.
-"""
+"""`costprof sweep --search tiles`: measure what the model chooses, step by step."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from costprof.cli.progress import SweepProgress
-from costprof.core.errors import InputError
-from costprof.core.expert import DTYPE_BYTES
-from costprof.core.hashing import content_id
-from costprof.core.work import fc1_width
-from costprof.costmodel.acquisition import Choice, Measured, TileSpace, choose
-from costprof.costmodel.measurements import is_usable, log_variance
-from costprof.costmodel.tile_features import TileProblem
+from costprof.costmodel.tile_search import TileSearch
 from costprof.profiler.dataset import read_measurements
 from costprof.profiler.plan import Plan
-from costprof.profiler.scenario import Scenario
 from costprof.profiler.sweep import Sweep, SweepReport, finished_runs
-from costprof.profiler.tiles import kernel_tiles
-
-BUDGET_SHARE = 0.05
-LEAST_BUDGET = 8
-"""Configs a token count is always allowed, however small the space."""
-WHOLE = ("expert", "layer")
-BATCH = 4
-"""Configs of a token count that are chosen and measured together: a process start costs seconds."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """One class whose configs are searched: a scenario without config for each token count."""
-
-    scenarios: tuple[Scenario, ...]
-    space: TileSpace
-    budget: int
-
-    def at(self, tokens: int, config: int) -> Scenario:
-        """Return the scenario of a config, both by index."""
-        plain = self.scenarios[tokens]
-        chosen = dict(self.space.configs[config])
-        return dataclasses.replace(plain, kernel=dataclasses.replace(plain.kernel, config=chosen))
-
-
-@dataclass(frozen=True)
-class TileSearch:
-    """A plan that grows: the `targets` to search, and the `plan` of everything else."""
-
-    plan: Plan
-    targets: tuple[Target, ...]
-    isolate: bool
-
-    def first(self) -> Plan:
-        """Return the plan with each target's start set."""
-        return self._grown(self.plan, [self._choice(target, {}) for target in self.targets])
-
-    def run(
-        self, sweep_of: Callable[[Plan], Sweep], folder: Path
-    ) -> tuple[Plan, SweepReport, list[dict[str, Any]]]:
-        """Measure until every target is done; return the grown plan, its report and the winners.
-
-        At the end each winner is measured at the neighbouring token counts too, budget or not.
-        """
-        plan = self.plan
-        measured: dict[str, dict[str, Any]] = {}
-        measuring_s = wall_s = 0.0
-        notes: Counter[str] = Counter()
-        report = SweepReport()
-        while True:
-            choices = [self._choice(target, measured) for target in self.targets]
-            grown = self._grown(plan, choices)
-            if measured and len(grown.runs) == len(plan.runs):
-                grown = plan.with_scenarios(self._beside(choices), isolate=self.isolate)
-            if measured and len(grown.runs) == len(plan.runs):
-                report.measuring_s, report.wall_s, report.notes = measuring_s, wall_s, dict(notes)
-                return plan, report, self._winners(choices, measured)
-            plan = grown
-            with SweepProgress(plan, finished_runs(plan, folder)) as progress:
-                report = sweep_of(plan).run(progress)
-            measuring_s += report.measuring_s
-            wall_s += report.wall_s
-            notes += Counter(report.notes)
-            known = {scenario.scenario_id for scenario in plan.scenarios}
-            rows: list[dict[str, Any]] = read_measurements(folder).to_pylist()
-            measured = {row["scenario_id"]: row for row in rows if row["scenario_id"] in known}
-
-    def most(self) -> int:
-        """Return how many searched scenarios there can be at most."""
-        return sum(target.budget * len(target.scenarios) for target in self.targets)
-
-    def _choice(self, target: Target, rows: Mapping[str, dict[str, Any]]) -> Choice:
-        return choose(
-            target.space, _measured(target, rows), budget=target.budget, batch=BATCH, seed=0
-        )
-
-    def _grown(self, plan: Plan, choices: list[Choice]) -> Plan:
-        more = [
-            target.at(tokens, config)
-            for target, choice in zip(self.targets, choices, strict=True)
-            for tokens, config in choice.next
-        ]
-        return plan.with_scenarios(more, isolate=self.isolate)
-
-    def _beside(self, choices: list[Choice]) -> list[Scenario]:
-        """Return each winner at the token counts next to its own, so that it has a curve there."""
-        return [
-            target.at(neighbour, best)
-            for target, choice in zip(self.targets, choices, strict=True)
-            for tokens, best in enumerate(choice.best)
-            for neighbour in (tokens - 1, tokens + 1)
-            if best is not None and 0 <= neighbour < len(target.scenarios)
-        ]
-
-    def _winners(
-        self, choices: list[Choice], rows: Mapping[str, dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        found = []
-        for target, choice in zip(self.targets, choices, strict=True):
-            measured = _measured(target, rows)
-            for tokens, scenario in enumerate(target.scenarios):
-                best = choice.best[tokens]
-                mine = [m for m in measured if m.tokens == tokens]
-                row = {} if best is None else rows[target.at(tokens, best).scenario_id]
-                found.append(
-                    {
-                        "class_id": scenario.class_id,
-                        "label": scenario.label(),
-                        "tokens": scenario.tokens,
-                        "config": None if best is None else dict(target.space.configs[best]),
-                        "latency_us_p50": row.get("latency_us_p50"),
-                        "measured": len(mine),
-                        "failed": sum(m.latency_us is None for m in mine),
-                        "configs": len(target.space.configs),
-                        "expected_gain": choice.gain[tokens],
-                        "stopped": choice.stopped[tokens],
-                    }
-                )
-        return found
-
-
-def tile_search(plan: Plan, *, budget: float, units: int, isolate: bool = False) -> TileSearch:
-    """Split `plan` into what has a tile space and no configs of its own, and the rest.
-
-    Args:
-        budget: Share of a space that may be measured, at each token count.
-        units: Multiprocessors of the device, or threads of a CPU.
-
-    Raises:
-        InputError: a budget outside (0, 1], or no kernel of the plan has a tile space.
-    """
-    if not 0.0 < budget <= 1.0:
-        raise InputError(
-            f"--search-budget is {budget}",
-            "nothing was measured",
-            "give the share of each tile space to measure, above 0 and at most 1",
-        )
-    grouped: dict[str, list[Scenario]] = {}
-    for scenario in plan.scenarios:
-        grouped.setdefault(_subject(scenario), []).append(scenario)
-    made = {name: _target(scenarios, budget, units) for name, scenarios in grouped.items()}
-    found = {name: target for name, target in made.items() if target is not None}
-    # Projections alone are not what is served: searched only where nothing whole is.
-    whole = {name: each for name, each in found.items() if each.scenarios[0].op in WHOLE}
-    found = whole or found
-    targets = list(found.values())
-    fixed = [s for name, group in grouped.items() if name not in found for s in group]
-    if not targets:
-        raise InputError(
-            "no kernel of this sweep has a tile_space, or all have configs of their own",
-            "there is nothing to search",
-            "name kernels with a tile space under 'kernels' in the sweep file, without 'configs'",
-        )
-    identity = {
-        "fixed": [scenario.scenario_id for scenario in fixed],
-        "targets": [_identity(target) for target in targets],
-        "batch": BATCH,
-    }
-    rest = dataclasses.replace(plan, runs=(), search=identity)
-    return TileSearch(rest.with_scenarios(fixed, isolate=isolate), tuple(targets), isolate)
-
-
-def _target(scenarios: list[Scenario], budget: float, units: int) -> Target | None:
-    if any(scenario.kernel.config for scenario in scenarios):
-        return None
-    tiles = kernel_tiles(scenarios[0].kernel.name, scenarios[0].expert)
-    if tiles is None:
-        return None
-    ordered = tuple(sorted(scenarios, key=lambda scenario: scenario.tokens))
-    problems = tuple(_problem(scenario, units) for scenario in ordered)
-    allowed = max(math.ceil(budget * len(tiles.configs)), LEAST_BUDGET)
-    return Target(
-        ordered,
-        TileSpace(tiles.choices, tiles.configs, problems),
-        min(allowed, len(tiles.configs)),
-    )
-
-
-def _subject(scenario: Scenario) -> str:
-    """What the scenarios of one search share: all but tokens, counts and config."""
-    layer = scenario.layer
-    shape = () if layer is None else (layer.experts, layer.top_k, layer.ep_size, layer.tp_size)
-    return content_id([scenario.class_id, *shape, layer.distribution if layer else ""])
-
-
-def _identity(target: Target) -> list[Any]:
-    space = content_id([dict(config) for config in target.space.configs])
-    return [[s.scenario_id for s in target.scenarios], space, target.budget]
-
-
-def _problem(scenario: Scenario, units: int) -> TileProblem:
-    expert = scenario.expert
-    layer = scenario.layer
-    narrow = scenario.op == "fc2"
-    return TileProblem(
-        tokens=scenario.tokens,
-        rows=(scenario.tokens,) if layer is None else tuple(n for n in layer.counts if n),
-        columns=expert.d_model if narrow else max(fc1_width(expert), 1),
-        depth=max(expert.d_ff, 1) if narrow else expert.d_model,
-        units=max(units, 1),
-        value_bytes=DTYPE_BYTES[expert.dtype],
-    )
-
-
-def _measured(target: Target, rows: Mapping[str, dict[str, Any]]) -> list[Measured]:
-    """Return what `rows`, by scenario id, say of the target, in a fixed order."""
-    found: list[Measured] = []
-    if not rows:
-        return found
-    for tokens in range(len(target.scenarios)):
-        for config in range(len(target.space.configs)):
-            row = rows.get(target.at(tokens, config).scenario_id)
-            if row is None:
-                continue
-            if is_usable(row):
-                found.append(Measured(tokens, config, row["latency_us_p50"], log_variance(row)))
-            else:
-                found.append(Measured(tokens, config, None))
-    return found
+def run_search(
+    search: TileSearch, sweep_of: Callable[[Plan], Sweep], folder: Path
+) -> tuple[Plan, SweepReport, list[dict[str, Any]]]:
+    """Measure until every target is done; return the grown plan, its report and the winners."""
+    plan, rows = search.plan, dict[str, dict[str, Any]]()
+    report = SweepReport()
+    measuring_s = wall_s = 0.0
+    notes: Counter[str] = Counter()
+    while (step := search.step(plan, rows)).plan is not None:
+        plan = step.plan
+        with SweepProgress(plan, finished_runs(plan, folder)) as progress:
+            report = sweep_of(plan).run(progress)
+        measuring_s += report.measuring_s
+        wall_s += report.wall_s
+        notes += Counter(report.notes)
+        known = {scenario.scenario_id for scenario in plan.scenarios}
+        read: list[dict[str, Any]] = read_measurements(folder).to_pylist()
+        rows = {row["scenario_id"]: row for row in read if row["scenario_id"] in known}
+    report.measuring_s, report.wall_s, report.notes = measuring_s, wall_s, dict(notes)
+    return plan, report, search.winners(step.choices, rows)

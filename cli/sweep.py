@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from costprof.cli.console import error_line, print_json
+from costprof.cli.console import error_line
+from costprof.cli.sweep_report import print_plan, print_report
 from costprof.core.errors import InputError
 
 if TYPE_CHECKING:
-    from costprof.cli.search import TileSearch
     from costprof.cli.sweep_energy import EnergyOptions
     from costprof.core.device import DeviceFingerprint
+    from costprof.costmodel.tile_search import TileSearch
     from costprof.profiler.plan import Plan
-    from costprof.profiler.scenario import DeviceName
-    from costprof.profiler.spec import SweepSpec
-    from costprof.profiler.sweep import SweepReport
 
 INTERRUPTED = 130
 _COUNTED = 20
@@ -71,10 +69,11 @@ def sweep(
 ) -> None:
     """Measure what the experts of an MoE cost on this machine."""
     from costprof.cli.sweep_energy import energy_options
+    from costprof.cli.sweep_request import device_to_measure, sweep_spec
     from costprof.profiler.plan import make_plan
 
-    chosen = _spec(spec, preset, model_config, from_model, ep, tp)
-    device_name = _device(device or chosen.device, planning=dry_run)
+    chosen = sweep_spec(spec, preset, model_config, from_model, ep, tp)
+    device_name = device_to_measure(device or chosen.device, planning=dry_run)
     if search not in (None, "tiles"):
         raise InputError(
             f"--search {search!r} is unknown", "nothing was measured", "use --search tiles"
@@ -84,7 +83,7 @@ def sweep(
     options = energy_options(plan, energy, energy_meter, energy_window)
     tiles = _tile_search(plan, search_budget, isolate=isolate) if search else None
     if dry_run:
-        _print_plan(tiles.first() if tiles else plan, options, as_json)
+        print_plan(tiles.first() if tiles else plan, options, as_json)
         if tiles and not as_json:
             print(f"a start: the search measures {tiles.most()} tile configs at most")
         return
@@ -96,9 +95,9 @@ def sweep(
 
 
 def _tile_search(plan: Plan, budget: float, *, isolate: bool) -> TileSearch:
-    from costprof.cli.search import tile_search
     from costprof.core.device import detect_device
     from costprof.core.errors import ToolError
+    from costprof.costmodel.tile_search import tile_search
 
     try:
         device = detect_device("gpu" if plan.device == "cuda" else "cpu")
@@ -122,6 +121,7 @@ def _measure(
 ) -> None:
     from costprof.cli.energy import energy_model
     from costprof.cli.progress import SweepProgress
+    from costprof.cli.search import run_search
     from costprof.cli.sweep_energy import measure_energy, power_source
     from costprof.core.device import detect_device, software_versions
     from costprof.core.files import writable_folder
@@ -147,7 +147,7 @@ def _measure(
         winners: list[dict[str, Any]] = []
         try:
             if tiles:
-                plan, report, winners = tiles.run(lambda grown: sweep_of(plan=grown), out)
+                plan, report, winners = run_search(tiles, lambda grown: sweep_of(plan=grown), out)
             else:
                 with SweepProgress(plan, finished_runs(plan, out)) as progress:
                     report = sweep_of(plan=plan).run(progress)
@@ -161,69 +161,7 @@ def _measure(
                 "and --resume"
             )
             raise SystemExit(INTERRUPTED) from None
-    _print_report(report, backend.name, out, notes, winners, as_json)
-
-
-def _spec(
-    path: Path | None,
-    preset: str | None,
-    model_config: Path | None,
-    from_model: str | None,
-    ep: int,
-    tp: int,
-) -> SweepSpec:
-    given = [value for value in (path, preset, model_config, from_model) if value is not None]
-    if len(given) != 1:
-        raise InputError(
-            f"{len(given)} of SPEC, --preset, --model-config and --from-model were given",
-            "it is not clear what to measure",
-            "give exactly one, for example --preset cpu-demo",
-        )
-    if (ep, tp) != (1, 1) and preset is None and model_config is None:
-        raise InputError(
-            "--ep and --tp shard a named model or a config.json",
-            "nothing was planned",
-            "leave them out, or write the shard's sizes into the sweep file",
-        )
-    if path is not None:
-        from costprof.profiler.spec import load_spec
-
-        return load_spec(path)
-    notes: list[str]
-    if preset is not None:
-        from costprof.profiler.presets import load_preset
-
-        spec, notes = load_preset(preset, ep_size=ep, tp_size=tp)
-    elif model_config is not None:
-        from costprof.profiler.presets import spec_from_config_file
-
-        spec, notes = spec_from_config_file(model_config, ep_size=ep, tp_size=tp)
-    else:
-        from costprof.profiler.from_model import spec_from_model
-
-        spec, notes = spec_from_model(str(from_model))
-    for note in notes:
-        error_line(f"note: {note}")
-    return spec
-
-
-def _device(name: str, *, planning: bool) -> DeviceName:
-    """Which device to measure; a plan for a GPU can be made anywhere."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device {name!r} is unknown", "nothing was measured", "use cpu or cuda")
-    if name == "cpu":
-        return "cpu"
-    import torch
-
-    if torch.cuda.is_available() or (name == "cuda" and planning):
-        return "cuda"
-    if name == "cuda":
-        raise InputError(
-            "torch sees no CUDA device",
-            "nothing was measured",
-            "see costprof doctor, or measure the CPU with --device cpu",
-        )
-    return "cpu"
+    print_report(report, backend.name, out, notes, winners, as_json)
 
 
 def _counted(option: str | None) -> int:
@@ -247,94 +185,3 @@ def _count_events(plan: Plan, out: Path, fingerprint: DeviceFingerprint, limit: 
     before = f", {report.known} before" if report.known else ""
     told = [f"ncu counted {report.counted} scenarios{before}"]
     return [*(told if report.counted or report.known else []), *report.problems]
-
-
-def _print_plan(plan: Plan, energy: EnergyOptions | None, as_json: bool) -> None:
-    seconds = plan.estimated_s()
-    energy_s = energy.estimated_s(plan) if energy else 0.0
-    if as_json:
-        print_json(
-            {
-                "name": plan.name,
-                "device": plan.device,
-                "plan_id": plan.plan_id,
-                "estimated_s": round(seconds + energy_s),
-                "energy": {
-                    "scenarios": [s.scenario_id for s in energy.scenarios(plan)] if energy else [],
-                    "estimated_s": round(energy_s),
-                },
-                "runs": [
-                    {
-                        "run_id": run.run_id,
-                        "scenarios": [
-                            {"scenario_id": s.scenario_id, "label": s.label()}
-                            for s in run.scenarios
-                        ],
-                    }
-                    for run in plan.runs
-                ],
-            }
-        )
-        return
-    for run in plan.runs:
-        print(f"run {run.run_id}")
-        for scenario in run.scenarios:
-            print(f"  {scenario.scenario_id}  {scenario.label()}")
-    print(
-        f"{len(plan.scenarios)} scenarios in {len(plan.runs)} runs on {plan.device}, "
-        f"about {seconds / 60:.1f} min (a rough estimate; re-measuring not counted)"
-    )
-    if energy:
-        print(
-            f"energy of {len(energy.scenarios(plan))} of them, three trials each, "
-            f"about {energy_s / 60:.1f} min more"
-        )
-
-
-def _print_report(
-    report: SweepReport,
-    backend: str,
-    out: Path,
-    notes: list[str],
-    winners: list[dict[str, Any]],
-    as_json: bool,
-) -> None:
-    if as_json:
-        print_json(
-            {
-                "out": str(out),
-                "backend": backend,
-                "statuses": report.statuses,
-                "wall_s": report.wall_s,
-                "measuring_s": report.measuring_s,
-                "measuring_share": report.measuring_share,
-                "notes": notes,
-                "tiles": winners,
-            }
-        )
-        return
-    for winner in winners:
-        print(_winner_line(winner))
-    counts = ", ".join(f"{number} {status}" for status, number in sorted(report.statuses.items()))
-    print(f"{out}: {counts}; backend {backend}")
-    if report.wall_s and report.measuring_s:
-        print(
-            f"{report.wall_s:.0f} s, {report.measuring_share:.0%} of them inside timed loops; "
-            f"look at it with: costprof inspect {out}"
-        )
-    for note in notes:
-        print(note)
-
-
-def _winner_line(winner: dict[str, Any]) -> str:
-    used = f"{winner['measured']} of {winner['configs']} configs measured"
-    used += f", {winner['failed']} failed" if winner["failed"] else ""
-    if winner["config"] is None:
-        return f"{winner['label']}: no config ran; {used}"
-    config = " ".join(f"{name}={value}" for name, value in sorted(winner["config"].items()))
-    gain = winner["expected_gain"]
-    left = "" if gain is None else f" (expected gain of going on: {gain:.1%})"
-    return (
-        f"{winner['label']}: {winner['latency_us_p50']:.1f} us with {config}; {used}; "
-        f"stopped: {winner['stopped']}{left}"
-    )
