@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from costprof.core.errors import InputError, TableError
 from costprof.core.expert import ExpertClass
+from costprof.core.fused_moe import FUSED_MOE_NAMES
 from costprof.costmodel.curves import ClassCurves, read_classes
 from costprof.costmodel.manifest import Manifest, MoeSpec, TiledLayer
 
@@ -40,14 +41,6 @@ DTYPES = ("fp8_w8a8", "fp8_w8a16", "int8_w8a8", "int8_w8a16", "int4_w4a16", "flo
 
 _KIND_OF_QUANTISATION = {"int4": "int4_w4a16", "int8": "int8_w8a16", "fp8": "fp8_w8a8"}
 _WEIGHT_ONLY = ("int4_w4a16", "int8_w8a16")
-_NAMES = {
-    "BLOCK_M": "BLOCK_SIZE_M",
-    "BLOCK_N": "BLOCK_SIZE_N",
-    "BLOCK_K": "BLOCK_SIZE_K",
-    "GROUP_M": "GROUP_SIZE_M",
-    "num_warps": "num_warps",
-    "num_stages": "num_stages",
-}
 # Of costprof's own kernels; theirs have no such parameter, so only its neutral value carries over.
 _NEUTRAL = {"persistent": 0, "SPLIT_K": 1}
 
@@ -109,7 +102,7 @@ def fused_moe_file(
         configs, source = _from_experts(curves, spec)
     if not configs:
         raise TableError(
-            f"the table holds no config of {', '.join(_NAMES)} for {spec.name}",
+            f"the table holds no config of {', '.join(FUSED_MOE_NAMES)} for {spec.name}",
             "no file was written",
             "measure with costprof sweep --search tiles and a kernel that has these parameters",
         )
@@ -230,6 +223,6 @@ def _translated(config: Mapping[str, int]) -> dict[str, int] | None:
     for name, neutral in _NEUTRAL.items():
         if given.pop(name, neutral) != neutral:
             return None
-    if set(given) != set(_NAMES):
+    if set(given) != set(FUSED_MOE_NAMES):
         return None
-    return {theirs: int(given[ours]) for ours, theirs in _NAMES.items()}
+    return {theirs: int(given[ours]) for ours, theirs in FUSED_MOE_NAMES.items()}

@@ -20,17 +20,10 @@ import torch
 from torch import Tensor
 
 from costprof.core.errors import InputError
+from costprof.core.fused_moe import FUSED_MOE_NAMES
 
 _MODULE = "vllm.model_executor.layers.fused_moe"
-_NAMES = {
-    "BLOCK_M": "BLOCK_SIZE_M",
-    "BLOCK_N": "BLOCK_SIZE_N",
-    "BLOCK_K": "BLOCK_SIZE_K",
-    "GROUP_M": "GROUP_SIZE_M",
-    "SPLIT_K": "SPLIT_K",
-    "num_warps": "num_warps",
-    "num_stages": "num_stages",
-}
+_NAMES = {**FUSED_MOE_NAMES, "SPLIT_K": "SPLIT_K"}
 _OPTIONAL = {"SPLIT_K"}
 
 
@@ -59,6 +52,7 @@ def fused_swiglu(x_sorted: Tensor, counts: Tensor, w1: Tensor, w2: Tensor, **con
 
 
 fused_swiglu.framework = "vllm"  # type: ignore[attr-defined]
+fused_swiglu.sources = ("costprof.core.fused_moe",)  # type: ignore[attr-defined]
 
 
 def vllm_config(config: Mapping[str, int]) -> dict[str, int]:
