@@ -76,20 +76,13 @@ def fc1(
     columns = list(_blocks(w1.shape[0], BLOCK_N))
     steps = list(_blocks(x.shape[1], BLOCK_K))
     if ORDER == 0:
-        for m in rows:
-            for n in columns:
-                for k in steps:
-                    _accumulate(out[m, n], wide[m, k], w1[n, k].float(), first=k.start == 0)
-        return out.to(x.dtype)
-    tiles = (
-        ((n, k) for n in columns for k in steps)
-        if ORDER == 1
-        else ((n, k) for k in steps for n in columns)
-    )
-    for n, k in tiles:
-        weight = w1[n, k].float()
-        for m in rows:
-            _accumulate(out[m, n], wide[m, k], weight, first=k.start == 0)
+        walks = [([m], n, steps) for m in rows for n in columns]
+    elif ORDER == 1:
+        walks = [(rows, n, steps) for n in columns]
+    else:
+        walks = [(rows, n, [k]) for k in steps for n in columns]
+    for some_rows, n, some_steps in walks:
+        _project(out[:, n], wide, w1[n], some_rows, some_steps)
     return out.to(x.dtype)
 
 
@@ -118,38 +111,36 @@ def swiglu(
     rows = list(_blocks(x.shape[0], BLOCK_M))
     hidden = list(_blocks(w2.shape[1], BLOCK_N))
     steps = list(_blocks(x.shape[1], BLOCK_K))
+    if ORDER == 0:
+        walks = [([m], f) for m in rows for f in hidden]
+    elif ORDER == 1:
+        walks = [([m], f) for f in hidden for m in rows]
+    else:
+        walks = [(rows, f) for f in hidden if rows]
     both = wide.new_empty(2, x.shape[0] if ORDER == 2 else BLOCK_M, BLOCK_N)
-    if ORDER == 2:
-        for f in hidden:
-            gate_up = both[:, :, : f.stop - f.start]
-            for k in steps:
-                gate, up = _tiles(w1, f, k)
-                for m in rows:
-                    _accumulate(gate_up[0, m], wide[m, k], gate, first=k.start == 0)
-                    _accumulate(gate_up[1, m], wide[m, k], up, first=k.start == 0)
-            down = w2[:, f].float()
-            for m in rows:
-                _accumulate(out[m], _activated(gate_up[:, m]), down, first=f.start == 0)
-        return out.to(x.dtype)
-    pairs = (
-        ((m, f) for m in rows for f in hidden)
-        if ORDER == 0
-        else ((m, f) for f in hidden for m in rows)
-    )
-    for m, f in pairs:
-        gate_up = both[:, : m.stop - m.start, : f.stop - f.start]
-        for k in steps:
-            gate, up = _tiles(w1, f, k)
-            _accumulate(gate_up[0], wide[m, k], gate, first=k.start == 0)
-            _accumulate(gate_up[1], wide[m, k], up, first=k.start == 0)
-        _accumulate(out[m], _activated(gate_up), w2[:, f].float(), first=f.start == 0)
+    d_ff = w2.shape[1]
+    for some_rows, f in walks:
+        first_row, last_row = some_rows[0].start, some_rows[-1].stop
+        x_here = wide[first_row:last_row]
+        gate_up = both[:, : last_row - first_row, : f.stop - f.start]
+        here = list(_blocks(last_row - first_row, BLOCK_M))
+        _project(gate_up[0], x_here, w1[f], here, steps)
+        _project(gate_up[1], x_here, w1[f.start + d_ff : f.stop + d_ff], here, steps)
+        down = w2[:, f].float()
+        for m, inside in zip(some_rows, here, strict=True):
+            _accumulate(out[m], _activated(gate_up[:, inside]), down, first=f.start == 0)
     return out.to(x.dtype)
 
 
-def _tiles(w1: Tensor, f: slice, k: slice) -> tuple[Tensor, Tensor]:
-    """Return the widened gate and up tiles [f, k] of `w1` [2·d_ff, d_model]."""
-    d_ff = w1.shape[0] // 2
-    return w1[f, k].float(), w1[f.start + d_ff : f.stop + d_ff, k].float()
+def _project(out: Tensor, x: Tensor, weight: Tensor, rows: list[slice], steps: list[slice]) -> None:
+    """Add x[m, k] weight[:, k]ᵀ to out[m] for every m and k, widening each weight tile once.
+
+    The first step of the reduction overwrites what `out` held.
+    """
+    for k in steps:
+        tile = weight[:, k].float()
+        for m in rows:
+            _accumulate(out[m], x[m, k], tile, first=k.start == 0)
 
 
 def _activated(gate_up: Tensor) -> Tensor:
