@@ -76,8 +76,12 @@ def compile_linear(
     dtype: torch.dtype = torch.bfloat16,
     single: bool = False,
     even_k: bool = True,
+    one_row: bool = False,
 ) -> Resources:
-    """Compile the grouped product for compute capability `arch` / 10."""
+    """Compile the grouped product for compute capability `arch` / 10.
+
+    Triton compiles a kernel anew for an argument that is 1; with `one_row` the rows are.
+    """
     pointer = _POINTERS[dtype]
     scaled = quantisation != "none"
     signature = {
@@ -97,6 +101,9 @@ def compile_linear(
     name = f"{activation} {quantisation} {str(dtype).removeprefix('torch.')} {_tile_name(tile)}"
     name += " single" if single else ""
     name += "" if even_k else " uneven"
+    if one_row:
+        constants["rows"] = 1
+        name += " row"
     # The number of rows is the only size that is not a multiple of 16.
     return compile_kernel(
         triton_linear.grouped_linear_kernel,
@@ -185,26 +192,52 @@ def shipped_kernels(arch: int) -> list[Resources]:
     for tile in rule_of_thumb(arch, torch.bfloat16):
         found.append(compile_linear(arch, tile, even_k=False))
         found.append(compile_linear(arch, tile, single=True))
+        found.append(compile_linear(arch, tile, single=True, one_row=True))
         found.append(compile_linear(arch, tile, activation="relu", dtype=torch.float16))
         found.append(compile_linear(arch, dataclasses.replace(tile, persistent=1)))
     return [*found, *_small_kernels(arch)]
 
 
 def _small_kernels(arch: int) -> list[Resources]:
-    def small(kernel: Any, signature: dict[str, str], **constants: Any) -> Resources:
-        pointers = [name for name, kind in signature.items() if kind.startswith("*")]
-        name = kernel.fn.__name__
-        return compile_kernel(kernel, name, arch, signature, constants, aligned=pointers)
+    def small(
+        kernel: Any, kinds: dict[str, str], *, num_warps: int = 4, **constants: Any
+    ) -> Resources:
+        pointers = [name for name, kind in kinds.items() if kind.startswith("*")]
+        name = " ".join([kernel.fn.__name__, *(f"{key}={constants[key]}" for key in constants)])
+        return compile_kernel(
+            kernel, name, arch, kinds, constants, aligned=pointers, num_warps=num_warps
+        )
 
     ints = {"counts": "*i32", "tiles": "*i32", "n_tiles": "*i32", "experts": "i32"}
     ranks = {"ids": "*i32", "counts": "*i32", "position": "*i32", "slots": "i32"}
     rows = {"x": "*bf16", "rows": "*bf16", "position": "*i32", "top_k": "i32", "width": "i32"}
     sums = {"rows": "*bf16", "out": "*bf16", "position": "*i32", "weights": "*fp32", "width": "i32"}
     return [
-        small(triton_schedule.list_tiles, ints, BLOCK_M=16, EXPERTS=256, BLOCK_T=32),
+        *(
+            small(
+                triton_schedule.list_tiles,
+                ints,
+                num_warps=triton_schedule.schedule_warps(experts),
+                BLOCK_M=16,
+                EXPERTS=experts,
+                BLOCK_T=triton_schedule.BLOCK_T,
+            )
+            for experts in (8, 256, 512)
+        ),
+        small(
+            triton_schedule.list_tiles,
+            ints,
+            BLOCK_M=16,
+            EXPERTS=1,
+            BLOCK_T=triton_schedule.BLOCK_T,
+            experts=1,
+        ),
         small(triton_permute.rank_slots, ranks, BLOCK=1024),
+        small(triton_permute.rank_slots, ranks, BLOCK=1, slots=1),
         small(triton_permute.copy_rows, rows, BLOCK=1024),
+        small(triton_permute.copy_rows, rows, BLOCK=1024, top_k=1),
         small(triton_permute.combine_rows, sums, TOP_K=8, BLOCK=1024),
+        small(triton_permute.combine_rows, sums, TOP_K=1, BLOCK=1024),
         small(
             triton_linear.row_scales_kernel,
             {"x": "*bf16", "scale": "*fp32", "width": "i32"},
@@ -251,14 +284,14 @@ def _inspect(cubin: bytes) -> tuple[re.Match[str], str]:
 def table(found: list[Resources]) -> str:
     """Return `found` as a table to read."""
     head = (
-        f"{'kernel':<46} {'sm':>4} {'regs':>5} {'stack':>6} {'local':>6} {'shared':>8} "
+        f"{'kernel':<52} {'sm':>4} {'regs':>5} {'stack':>6} {'local':>6} {'shared':>8} "
         f"{'blocks':>6} {'occ':>5}  tensor core"
     )
     lines = [head]
     for each in found:
         cores = " ".join(f"{name}:{count}" for name, count in each.tensor_core.items()) or "-"
         lines.append(
-            f"{each.kernel:<46} {each.arch:>4} {each.registers:>5} {each.stack_bytes:>6} "
+            f"{each.kernel:<52} {each.arch:>4} {each.registers:>5} {each.stack_bytes:>6} "
             f"{each.local_accesses:>6} {each.shared_bytes:>8} {each.blocks_per_sm:>6} "
             f"{each.occupancy:>5.0%}  {cores}"
         )

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK_T = 32
+BLOCK_T = 32
+"""Tiles that a program lists."""
 
 
 class Schedule(NamedTuple):
@@ -45,18 +46,25 @@ def schedule_tiles(counts: Tensor, rows: int, block_m: int) -> Schedule:
     """
     experts = counts.shape[0]
     max_tiles = rows // block_m + min(experts, rows)
+    width = triton.next_power_of_2(experts)
     tiles = torch.empty(max_tiles, 3, dtype=torch.int32, device=counts.device)
     n_tiles = torch.empty(1, dtype=torch.int32, device=counts.device)
-    list_tiles[(max(1, triton.cdiv(max_tiles, _BLOCK_T)),)](
+    list_tiles[(max(1, triton.cdiv(max_tiles, BLOCK_T)),)](
         counts,
         tiles,
         n_tiles,
         experts,
         BLOCK_M=block_m,
-        EXPERTS=triton.next_power_of_2(experts),
-        BLOCK_T=_BLOCK_T,
+        EXPERTS=width,
+        BLOCK_T=BLOCK_T,
+        num_warps=schedule_warps(width),
     )
     return Schedule(tiles, n_tiles, max_tiles)
+
+
+def schedule_warps(width: int) -> int:
+    """Warps of a program over `width` experts: on four, 512 would not fit into the registers."""
+    return 4 if width <= 256 else 8
 
 
 @triton.jit  # type: ignore[untyped-decorator]
