@@ -197,7 +197,7 @@ def _run_trials(bench: Bench, scenarios: Sequence[Scenario]) -> None:
             order = sum(len(each) for each in trials.values())
             row |= {"run_order": order, "cool_down_s": waited_s}
             write_trials(bench.folder, scenario.scenario_id, [*mine, row])
-            why = f": {row['reason']}" if row["reason"] else ""
+            why = f": {row['reason']}" if row.get("reason") else ""
             print(f"trial {len(mine) + 1} of {scenario.label()}: {row['status']}{why}", flush=True)
 
 

@@ -27,18 +27,26 @@ from costprof.profiler.spec import parse_spec
 
 KERNELS = "kernels_there_and_back"
 MODULE = """
+import mmap, struct, time
+from pathlib import Path
 from costprof.profiler.energy.nvml import Conditions
 
+with Path(__file__).with_name("stamp").open("r+b") as file:
+    STAMP = mmap.mmap(file.fileno(), 8)
+
 def works(x, w1, w2):
+    STAMP[:] = struct.pack("d", time.monotonic() + 0.02)
+    time.sleep(0.002)
     return x
 
 def raises(x, w1, w2):
     raise RuntimeError("no such call")
 
 class Reader:
+    '''Draws 150 W while `works` runs, else 50 W; offers no counter.'''
     def __init__(self, device): ...
-    def counter_mj(self): return 0.0
-    def power_w(self): return 50.0
+    def counter_mj(self): return None
+    def power_w(self): return 150.0 if time.monotonic() < struct.unpack("d", STAMP[:])[0] else 50.0
     def conditions(self): return Conditions(temp_c=40.0)
     def close(self): ...
 """
@@ -63,10 +71,11 @@ def test_what_was_cut_off_goes_on_and_rejected_trials_are_made_up_for() -> None:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """Return a bench whose dataset is empty and whose meter reads 50 W at all times."""
+    """Return a bench whose dataset is empty and whose meter tells work from rest."""
     modules = tmp_path / "modules"
     modules.mkdir()
     (modules / f"{KERNELS}.py").write_text(MODULE)
+    (modules / "stamp").write_bytes(bytes(8))
     monkeypatch.syspath_prepend(str(modules))
     monkeypatch.setenv("PYTHONPATH", str(modules))
     folder = tmp_path / "data"
@@ -145,6 +154,20 @@ def test_what_was_measured_stays_and_what_cannot_be_is_named(bench: Bench) -> No
 
     with pytest.raises(Refused, match="0 of 2 trials accepted, fewer than 3; the last one"):
         measure_there_and_back(bench, [raises])
+
+
+@pytest.mark.slow
+def test_a_scenario_that_was_cut_off_is_measured_to_its_end(bench: Bench) -> None:
+    _, (works,) = timed(bench, "works")
+    before = [trial(works, n, source="nvml_integral", energy_active_mj=0.2) for n in range(2)]
+    write_trials(bench.folder, works.scenario_id, before)
+    (energy,) = measure_there_and_back(bench, [works])["scenarios"]
+    rows = read_trials(bench.folder)[works.scenario_id]
+    assert [row["status"] for row in rows] == ["accepted"] * 3, rows[-1]["reason"]
+    assert (rows[2]["trial"], rows[2]["run_order"]) == (2, 2)
+    # 100 W above idle for as long as a call takes.
+    assert rows[2]["energy_active_mj"] == pytest.approx(0.1 * rows[2]["call_us"], rel=0.05)
+    assert (energy["trials"], energy["source"]) == (3, "nvml_integral")
 
 
 def test_all_trials_rejected_is_no_energy(bench: Bench) -> None:
