@@ -1,11 +1,12 @@
-"""Grouped expert kernels of a dataset against the machine's ceilings and torch's grouped product.
+"""Grouped expert kernels of a dataset against the machine's ceilings, torch's and vLLM's kernels.
 
     python benchmarks/against_ceilings.py data/measured/GPU/Qwen3-30B-A3B \
         --ceilings data/measured/GPU/ceilings.json
 
 Decode: compulsory bytes over latency, as a share of the copy bandwidth measured on the same
 machine (aim: 80 %). Prefill: torch's latency over ours on the same token counts (aim: 85 %), and
-the share of the measured bf16 matrix product. Of several tile configs the fastest is taken; rows
+the share of the measured bf16 matrix product; beside it vLLM's latency over ours where the dataset
+has its kernel. Of several tile configs the fastest is taken; rows
 that failed the quality gate are left out and counted.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 import duckdb
 
-OURS, THEIRS = "%triton_experts:grouped%", "%torch_grouped_mm:%"
+OURS, THEIRS, VLLM = "%triton_experts:grouped%", "%torch_grouped_mm:%", "%vllm_fused_moe:%"
 DECODE_TOKENS, PREFILL_TOKENS = 64, 512
 
 QUERY = """
@@ -33,11 +34,16 @@ WITH layers AS (
     QUALIFY row_number() OVER (PARTITION BY tokens, distribution, quantisation ORDER BY us) = 1
 ), library AS (
     SELECT tokens, distribution, min(us) AS us FROM layers WHERE kernel LIKE $theirs GROUP BY ALL
+), vllm AS (
+    SELECT tokens, distribution, min(us) AS us FROM layers WHERE kernel LIKE $vllm GROUP BY ALL
 )
 SELECT b.tokens, b.distribution, b.quantisation, b.config, b.us, b.spread,
     b.bytes / b.us * 1e6 / $copy AS copy_share, b.flops / b.us * 1e6 / $matmul AS matmul_share,
-    CASE WHEN b.quantisation = 'none' THEN l.us / b.us END AS of_library
-FROM best AS b LEFT JOIN library AS l USING (tokens, distribution)
+    CASE WHEN b.quantisation = 'none' THEN l.us / b.us END AS of_library,
+    CASE WHEN b.quantisation = 'none' THEN v.us / b.us END AS of_vllm
+FROM best AS b
+    LEFT JOIN library AS l USING (tokens, distribution)
+    LEFT JOIN vllm AS v USING (tokens, distribution)
 ORDER BY quantisation, distribution, tokens
 """
 
@@ -47,35 +53,40 @@ def main() -> int:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--ceilings", type=Path, required=True)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--ours", default=OURS, help="SQL pattern of the kernel looked at")
     options = parser.parse_args()
     ceilings = json.loads(options.ceilings.read_text(encoding="utf-8"))
-    report = compare(options.dataset, ceilings)
+    report = compare(options.dataset, ceilings, options.ours)
     if options.json:
         json.dump(report, sys.stdout, indent=1)
         print()
         return 0
     print(f"{report['device']}: {len(report['rows'])} layers, {report['left_out']} rows left out")
     for row in report["rows"]:
-        of_library = f"{row['of_library']:.2f}" if row["of_library"] is not None else "-"
+        of_library, of_vllm = (
+            "-" if row[name] is None else f"{row[name]:.2f}" for name in ("of_library", "of_vllm")
+        )
         print(
             f"{row['quantisation']:<5} {row['distribution']:<10} T={row['tokens']:<5} "
             f"{row['us']:9.1f} us (IQR {row['spread']:.1%})  copy {row['copy_share']:6.1%}  "
-            f"matmul {row['matmul_share']:6.1%}  torch/ours {of_library}"
+            f"matmul {row['matmul_share']:6.1%}  torch/ours {of_library}  "
+            f"vLLM/ours {of_vllm}"
         )
     for name, value in report["summary"].items():
         print(f"{name}: {value}")
     return 0
 
 
-def compare(dataset: Path, ceilings: dict[str, Any]) -> dict[str, Any]:
+def compare(dataset: Path, ceilings: dict[str, Any], ours: str = OURS) -> dict[str, Any]:
     """Return a row for each layer our kernels ran, and the medians the aims are about."""
     parts = str(dataset / "measurements" / "*.parquet")
     found = duckdb.sql(
         QUERY,
         params={
             "parts": parts,
-            "ours": OURS,
+            "ours": ours,
             "theirs": THEIRS,
+            "vllm": VLLM,
             "copy": ceilings["copy_bytes_per_s"]["median"],
             "matmul": ceilings["bf16_matmul_flops"]["median"],
         },
@@ -100,6 +111,9 @@ def compare(dataset: Path, ceilings: dict[str, Any]) -> dict[str, Any]:
             f"decode, share of copy bandwidth, up to {DECODE_TOKENS} tokens": spread(decode),
             f"prefill, torch grouped product over ours, from {PREFILL_TOKENS} tokens": spread(
                 prefill
+            ),
+            "vLLM's fused experts over ours": spread(
+                [row["of_vllm"] for row in dense if row["of_vllm"] is not None]
             ),
         },
     }

@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import math
 import os
 import random
 import statistics
@@ -130,7 +131,11 @@ def dtype_of(device: torch.device) -> torch.dtype:
 
 
 def weight_copies(shape: Shape, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """As many copies as two last-level caches hold, and at least two."""
+    """As many copies as make the weights that a call reads cold, and at least two.
+
+    As in a sweep, what is read between two calls on one copy holds two last-level caches, where the
+    fewest experts are active, and all copies together at most a quarter of the memory.
+    """
     dtype = dtype_of(device)
     first = torch.randn(shape.experts, 2 * shape.d_ff, shape.d_model, device=device)
     second = torch.randn(shape.experts, shape.d_model, shape.d_ff, device=device)
@@ -138,9 +143,24 @@ def weight_copies(shape: Shape, device: torch.device) -> list[tuple[Tensor, Tens
         (first * shape.d_model**-0.5).to(dtype),
         (second * shape.d_ff**-0.5).to(dtype),
     )
-    cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
-    copies = max(2, 1 + 2 * cache // sum(each.nbytes for each in pair))
+    del first, second
+    copies = 2
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        size_bytes = sum(each.nbytes for each in pair)
+        copies = copies_wanted(shape, size_bytes, properties.L2_cache_size, properties.total_memory)
     return [pair, *((pair[0].clone(), pair[1].clone()) for _ in range(copies - 1))]
+
+
+def copies_wanted(shape: Shape, size_bytes: int, cache_bytes: int, memory_bytes: int) -> int:
+    """How many copies `weight_copies` makes of weights of `size_bytes`, top_k experts being active.
+
+    >>> copies_wanted(Shape("one", 64, 64, 128, 8, (4,)), 2**30, 50 * 2**20, 80 * 2**30)
+    3
+    """
+    read_bytes = size_bytes * shape.top_k / shape.experts
+    wanted = 1 + math.ceil(2 * cache_bytes / read_bytes)
+    return max(2, min(wanted, memory_bytes // 4 // size_bytes))
 
 
 def vectors(counts: tuple[int, ...], device: torch.device) -> list[Tensor]:

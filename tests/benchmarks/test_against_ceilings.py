@@ -16,6 +16,7 @@ from costprof.profiler.schema import MEASUREMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = "costprof.runtime.kernels.triton_experts:grouped_swiglu"
+VLLM = "costprof.runtime.kernels.vllm_fused_moe:fused_swiglu"
 TORCH = "costprof.runtime.kernels.torch_grouped_mm:grouped_mm_swiglu"
 
 
@@ -38,7 +39,9 @@ def row(kernel: str, tokens: int, us: float, **values: Any) -> dict[str, Any]:
     }
 
 
-def test_decode_is_set_against_the_copy_and_prefill_against_torch(tmp_path: Path) -> None:
+def test_decode_is_set_against_the_copy_prefill_against_torch_and_both_against_vllm(
+    tmp_path: Path,
+) -> None:
     rows = [
         row(OURS, 16, 50.0, config='{"BLOCK_M": 16}'),
         row(OURS, 16, 80.0, config='{"BLOCK_M": 64}'),  # slower: another config won
@@ -46,6 +49,7 @@ def test_decode_is_set_against_the_copy_and_prefill_against_torch(tmp_path: Path
         row(OURS, 1024, 200.0),
         row(TORCH, 16, 60.0),
         row(TORCH, 1024, 180.0),
+        row(VLLM, 16, 55.0),
     ]
     write_measurements(tmp_path / "data", "r1", rows)
     ceilings = {
@@ -70,6 +74,7 @@ def test_decode_is_set_against_the_copy_and_prefill_against_torch(tmp_path: Path
     # 100 MB in 50 us are 2e12 bytes/s of 2.5e12.
     assert decode["copy_share"] == pytest.approx(0.8)
     assert decode["spread"] == pytest.approx(0.04)
+    assert (decode["of_vllm"], prefill["of_vllm"]) == (pytest.approx(1.1), None)
     assert prefill["of_library"] == pytest.approx(0.9)
     assert prefill["matmul_share"] == pytest.approx(1e9 / 200e-6 / 1e14)
-    assert [text.split()[0] for text in report["summary"].values()] == ["80.0%", "90.0%"]
+    assert [text.split()[0] for text in report["summary"].values()] == ["80.0%", "90.0%", "110.0%"]
