@@ -17,9 +17,9 @@ from costprof.core.expert import ExpertClass, Kernel, LayerClass
 from costprof.costmodel.manifest import Manifest, MoeSpec
 from costprof.costmodel.rows import TableRow, rows_table
 from costprof.costmodel.table import CostTable
+from costprof.profiler.cold import rotate_bytes
 from costprof.profiler.plan import make_plan
 from costprof.profiler.scenario import Scenario
-from costprof.profiler.scripts import _rotate_bytes
 from costprof.profiler.spec import load_spec
 
 EXPERTS, TOP_K = 16, 4
@@ -143,6 +143,6 @@ def test_weights_are_copied_as_often_as_a_sweep_copies_them() -> None:
         layer=LayerClass(experts=64, top_k=4, counts=(16,) * 4 + (0,) * 60, distribution="few"),
     )
     # As the generated script has it: one, and what the bytes to rotate through ask for.
-    swept = 1 + -(-_rotate_bytes(scenario, device) // size_bytes)
+    swept = 1 + -(-rotate_bytes(scenario, device) // size_bytes)
     assert copies_wanted(shape, size_bytes, device.cache_bytes, device.memory_bytes) == swept == 9
     assert copies_wanted(shape, size_bytes, device.cache_bytes, 12 * size_bytes) == 3
