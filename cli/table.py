@@ -33,7 +33,8 @@ def show(path: TablePath, as_json: AsJson = False) -> None:
     """Print where a table comes from, what it prices and how well."""
     from costprof.costmodel.tablefile import read_table
 
-    rows, manifest = read_table(path)
+    file = read_table(path)
+    rows, manifest = file.rows, file.manifest
     if as_json:
         summary = manifest.to_dict()
         del summary["parameters"]
@@ -49,23 +50,26 @@ def check(path: TablePath, as_json: AsJson = False) -> None:
     from costprof.costmodel.compatibility import check_device, drifts
     from costprof.costmodel.tablefile import read_table
 
-    rows, manifest = read_table(path)
+    file = read_table(path)
+    rows, manifest = file.rows, file.manifest
     present = detect_device("cpu" if manifest.device.kind == "cpu" else None)
     check_device(manifest.device, present)
     warnings = drifts(manifest, present, software_versions())
+    current = file.stored_version == manifest.schema_version
     if as_json:
         print_json(
             {
                 "rows": rows.num_rows,
                 "content_hash": manifest.content_hash,
-                "schema_version": manifest.schema_version,
+                "schema_version": file.stored_version,
                 "device": manifest.device.name,
                 "drifts": warnings,
             }
         )
         return
     print(f"content   ok, hash {manifest.content_hash[:12]}, {rows.num_rows} rows")
-    print(f"schema    ok, version {manifest.schema_version}")
+    forward = "" if current else f", brought forward to {manifest.schema_version}"
+    print(f"schema    ok, version {file.stored_version}{forward}")
     print(f"device    ok, {manifest.device.name}")
     for warning in warnings:
         print(f"differs   {warning}: prices may be off")
@@ -99,7 +103,9 @@ def query(
     from costprof.costmodel.table import CostTable
     from costprof.costmodel.tablefile import read_table
 
-    cost = dataclasses.asdict(CostTable(*read_table(path), moe=moe).cost(expert, tokens))
+    file = read_table(path)
+    priced = CostTable(file.rows, file.manifest, moe=moe).cost(expert, tokens)
+    cost = dataclasses.asdict(priced)
     if as_json:
         print_json(_plain(cost))
         return
@@ -112,7 +118,7 @@ def _run_sql(path: Path, sql: str) -> list[dict[str, Any]]:
 
     from costprof.costmodel.tablefile import read_table
 
-    rows, _ = read_table(path)
+    rows = read_table(path).rows
     with duckdb.connect(config={"enable_external_access": False}) as connection:
         connection.register("t", rows)
         try:

@@ -35,10 +35,10 @@ def export(
     from costprof.costmodel.fused_moe_configs import fused_moe_file
     from costprof.costmodel.tablefile import read_table
 
-    rows, manifest = read_table(path)
+    file = read_table(path)
     made = fused_moe_file(
-        rows,
-        manifest,
+        file.rows,
+        file.manifest,
         format="vllm" if format == "vllm" else "sglang",
         moe=moe,
         dtype=dtype,

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from costprof.core.errors import TableError
 from costprof.core.expert import ExpertClass
-from costprof.costmodel.rows import CLASS_FIELDS
+from costprof.costmodel.rows import CLASS_FIELDS, worst_tier
 
 Array = npt.NDArray[np.float64]
 
@@ -47,15 +47,13 @@ class Curve:
     def tier_at(self, tokens: int) -> str:
         """Return how the value at `tokens` came about; see `costprof.costmodel.rows.Tier`."""
         position = int(np.searchsorted(self.tokens, tokens))
-        if position == len(self.tokens) or (position == 0 and self.tokens[0] != tokens):
-            return "extrapolated"
+        if position == len(self.tokens):
+            return worst_tier("extrapolated", self.tier[-1])
         if self.tokens[position] == tokens:
             return self.tier[position]
-        neighbours = self.tier[position - 1 : position + 1]
-        for tier in ("transferred", "extrapolated"):
-            if tier in neighbours:
-                return tier
-        return "interpolated"
+        if position == 0:
+            return worst_tier("extrapolated", self.tier[0])
+        return worst_tier("interpolated", *self.tier[position - 1 : position + 1])
 
     def energy_source_at(self, tokens: int) -> str:
         """Return where the energy at `tokens` comes from: that of the nearest row."""

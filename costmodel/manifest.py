@@ -12,10 +12,11 @@ from typing import Any
 
 from costprof.core.device import DeviceFingerprint
 from costprof.core.errors import TableError
-from costprof.core.hashing import content_id
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METADATA_KEY = b"costprof"
+MODEL_KEY = b"costprof.model"
+"""Where a fitted model stands beside the manifest, as base64 of bytes that are its own affair."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,8 @@ class Manifest:
     `device` and `software` are those of the measurement. `validation` holds cross-validated
     figures, `parameters` the fitted model (see `costprof.costmodel.predict`); both are plain JSON
     values. `compositions` maps the class id of an expert to how a layer of it composes.
-    `content_hash` covers the rows and all other fields; it is empty until the table is written.
+    `content_hash` covers the rows, the model beside them and all other fields (see
+    `costprof.costmodel.sealing`); it is empty until the table is written.
     """
 
     device: DeviceFingerprint
@@ -130,45 +132,49 @@ class Manifest:
             f"the table has no MoE {name!r}", "nothing can be priced", f"it prices: {known}"
         )
 
-    def hash_with(self, rows_hash: str) -> str:
-        """Return the content hash over this manifest (without its hash) and the rows' hash."""
-        fields = self.to_dict()
-        del fields["content_hash"]
-        return content_id({"manifest": fields, "rows": rows_hash}, length=64)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values (tuples as lists)."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))
-        if not self.tiled_layers:
-            del plain["tiled_layers"]  # tables of before there were any keep their hash
+        plain: dict[str, Any] = json.loads(self.to_json())
         return plain
 
     def to_json(self) -> str:
         """Return the manifest as canonical JSON."""
-        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        plain = dataclasses.asdict(self)
+        return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Manifest:
-        """Read what `to_json` wrote.
+    def from_dict(cls, values: dict[str, Any]) -> Manifest:
+        """Read what `to_dict` returned, in the schema version at hand.
 
         Raises:
-            TableError: the text is no manifest, or one of another schema version.
+            TableError: the values are no manifest.
         """
-        try:
-            values = json.loads(text)
-            version = values["schema_version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(error) from error
-        if version != SCHEMA_VERSION:
-            raise TableError(
-                f"the table has schema version {version!r}, this costprof reads {SCHEMA_VERSION}",
-                "it was not loaded",
-                "fit its dataset again with this version of costprof",
-            )
         try:
             return _from_values(values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _damaged(error) from error
+            raise damaged_manifest(error) from error
+
+
+def manifest_values(text: str | bytes) -> dict[str, Any]:
+    """Return the JSON object of a stored manifest, of this schema version or an earlier one.
+
+    Raises:
+        TableError: the text is no manifest, or one of a later version.
+    """
+    try:
+        values: dict[str, Any] = json.loads(text)
+        version = values["schema_version"]
+        if type(version) is not int or version < 1:
+            raise ValueError(version)
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged_manifest(error) from error
+    if version > SCHEMA_VERSION:
+        raise TableError(
+            f"the table has schema version {version}, this costprof reads up to {SCHEMA_VERSION}",
+            "it was not loaded",
+            "update costprof, or fit its dataset again with this version",
+        )
+    return values
 
 
 def _from_values(values: dict[str, Any]) -> Manifest:
@@ -185,7 +191,7 @@ def _from_values(values: dict[str, Any]) -> Manifest:
             "sources": tuple(SourceDataset(**source) for source in values["sources"]),
             "compositions": {key: Composition(**value) for key, value in compositions},
             "notes": tuple(values["notes"]),
-            "tiled_layers": tuple(_tiled_layer(each) for each in values.get("tiled_layers", ())),
+            "tiled_layers": tuple(_tiled_layer(each) for each in values["tiled_layers"]),
         }
     )
 
@@ -195,7 +201,8 @@ def _tiled_layer(values: dict[str, Any]) -> TiledLayer:
     return TiledLayer(**{**values, "configs": configs})
 
 
-def _damaged(error: Exception) -> TableError:
+def damaged_manifest(error: Exception) -> TableError:
+    """Return what to raise where a manifest cannot be read because of `error`."""
     return TableError(
         f"the table's manifest cannot be read ({type(error).__name__})",
         "the table was not loaded",

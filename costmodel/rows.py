@@ -1,7 +1,8 @@
 """Columns of a cost table, and the builder of its rows.
 
-A row prices one (class, tokens, config). `energy_mj` is active energy: what the call adds to the
-power the device draws idle. `power_w` is the mean total power during the call.
+A row prices one (class, tokens, config) and, where `op` is "layer", one layer shape. `energy_mj` is
+active energy: what the call adds to the power the device draws idle. `power_w` is the mean total
+power during the call.
 """
 
 from __future__ import annotations
@@ -10,18 +11,31 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
 from costprof.core.expert import CacheState, ExpertClass, Kernel, Op, class_id
-from costprof.core.work import op_work
+from costprof.core.work import Work, op_work
 
-Tier = Literal["measured", "interpolated", "extrapolated", "transferred"]
+Tier = Literal["measured", "interpolated", "extrapolated", "predicted", "transferred"]
+"""How a price came about. `predicted`: by a fitted model, without a measurement of the class."""
+TIERS: tuple[Tier, ...] = get_args(Tier)
+"""The tiers, the best founded first."""
+
 EnergySource = Literal["nvml_counter", "nvml_integral", "external_meter", "modelled"]
 
 CLASS_FIELDS = tuple(field.name for field in dataclasses.fields(ExpertClass))
 """Columns that hold the fields of `ExpertClass`, under their own names."""
+
+LAYER_FIELDS = ("experts", "top_k", "ep_size", "tp_size", "distribution")
+"""Columns that say which layer a row prices; NULL for an expert.
+
+As in the dataset: `experts` are those of one rank, `tokens` of such a row the whole batch over all
+ranks, and `distribution` names how the tokens are spread over the experts.
+"""
+KEY_FIELDS = ("class_id", *LAYER_FIELDS, "config", "tokens")
+"""Columns that name a row, in the order of the file; no two rows of a table agree in all."""
 
 _S, _I, _F = pa.string(), pa.int64(), pa.float64()
 
@@ -59,6 +73,11 @@ TABLE_SCHEMA = pa.schema(
         ("counters", pa.map_(_S, _F)),
         ("tier", _S),
         ("energy_source", _S),
+        ("experts", _I),
+        ("top_k", _I),
+        ("ep_size", _I),
+        ("tp_size", _I),
+        ("distribution", _S),
     ]
 )
 
@@ -67,7 +86,9 @@ TABLE_SCHEMA = pa.schema(
 class TableRow:
     """The price of one class at one token count under one tile config.
 
-    `latency_us` and `energy_mj` are (p05, p50, p95). Bytes and flops follow from the shapes.
+    `latency_us` and `energy_mj` are (p05, p50, p95). `work` is the compulsory work of the call;
+    None: that of one expert, from its shape. A layer's depends on its counts: give it. The fields
+    of `LAYER_FIELDS` are for rows of op "layer".
     """
 
     expert: ExpertClass
@@ -83,6 +104,12 @@ class TableRow:
     counters: dict[str, float] = field(default_factory=dict)
     tier: Tier = "measured"
     energy_source: EnergySource = "modelled"
+    experts: int | None = None
+    top_k: int | None = None
+    ep_size: int | None = None
+    tp_size: int | None = None
+    distribution: str | None = None
+    work: Work | None = None
 
     @property
     def class_id(self) -> str:
@@ -91,7 +118,7 @@ class TableRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row by the names of `TABLE_SCHEMA`."""
-        work = op_work(self.expert, self.op, self.tokens)
+        work = self.work or op_work(self.expert, self.op, self.tokens)
         low, mid, high = self.latency_us
         energy_low, energy_mid, energy_high = self.energy_mj
         return {
@@ -118,10 +145,24 @@ class TableRow:
             "counters": list(self.counters.items()),
             "tier": self.tier,
             "energy_source": self.energy_source,
+            **{name: getattr(self, name) for name in LAYER_FIELDS},
         }
 
 
+def worst_tier(*tiers: str) -> Tier:
+    """Return the least founded of `tiers`.
+
+    >>> worst_tier("measured", "predicted", "interpolated")
+    'predicted'
+    """
+    return TIERS[max(TIERS.index(tier) for tier in tiers)]
+
+
 def rows_table(rows: Iterable[TableRow]) -> pa.Table:
-    """Return `rows` as an Arrow table of `TABLE_SCHEMA`, sorted by class, config and tokens."""
-    table = pa.Table.from_pylist([row.to_dict() for row in rows], schema=TABLE_SCHEMA)
-    return table.sort_by([(name, "ascending") for name in ("class_id", "config", "tokens")])
+    """Return `rows` as an Arrow table of `TABLE_SCHEMA`, sorted by `KEY_FIELDS`."""
+    return sorted_rows(pa.Table.from_pylist([row.to_dict() for row in rows], schema=TABLE_SCHEMA))
+
+
+def sorted_rows(rows: pa.Table) -> pa.Table:
+    """Return `rows` sorted by `KEY_FIELDS`, NULL last."""
+    return rows.sort_by([(name, "ascending") for name in KEY_FIELDS])

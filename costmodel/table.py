@@ -102,16 +102,17 @@ class CostTable:
         Another driver, power limit, core count, torch or triton raises a `TableDriftWarning`.
 
         Raises:
-            TableError: no such file, damaged, no cost table, another schema, or no such MoE.
+            TableError: no such file, damaged, no cost table, a later schema, or no such MoE.
             DeviceMismatchError: it was measured on another device model, and
                 `allow_device_mismatch` is False.
         """
-        rows, manifest = read_table(path)
+        file = read_table(path)
+        manifest = file.manifest
         present = device or detect_device(manifest.device.kind if _on_cpu(manifest) else None)
         same_model = check_device(manifest.device, present, allow=allow_device_mismatch)
         if same_model:
             warn_of_drift(manifest, present, software_versions())
-        return cls(rows, manifest, moe=moe)
+        return cls(file.rows, manifest, moe=moe)
 
     def expert_class(self, expert: int) -> ExpertClass:
         """Return the class of `expert`.

@@ -2,105 +2,148 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
-import hashlib
-import json
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from costprof.core.errors import TableError
 from costprof.core.files import replacing
-from costprof.costmodel.manifest import METADATA_KEY, Manifest
+from costprof.costmodel.manifest import (
+    METADATA_KEY,
+    MODEL_KEY,
+    SCHEMA_VERSION,
+    Manifest,
+    damaged_manifest,
+    manifest_values,
+)
+from costprof.costmodel.migrations import StoredTable, migrated, schema_of
 from costprof.costmodel.rows import TABLE_SCHEMA
+from costprof.costmodel.sealing import content_hash
 
 
-def write_table(path: str | Path, rows: pa.Table, manifest: Manifest) -> Manifest:
-    """Write `rows` and `manifest` to `path` atomically; return the manifest with its hash.
+@dataclass(frozen=True, slots=True)
+class TableFile:
+    """What the file of a cost table holds.
+
+    Attributes:
+        rows: Columns of `TABLE_SCHEMA`.
+        manifest: Where they come from and how well they fit.
+        model: A fitted model as bytes that nobody parses on loading; empty where there is none.
+        stored_version: Schema version of the file, before it was brought forward.
+    """
+
+    rows: pa.Table
+    manifest: Manifest
+    model: bytes = b""
+    stored_version: int = SCHEMA_VERSION
+
+
+def write_table(
+    path: str | Path, rows: pa.Table, manifest: Manifest, model: bytes = b""
+) -> Manifest:
+    """Write `rows`, `manifest` and `model` to `path` atomically; return the manifest with its hash.
 
     Raises:
         TableError: `rows` lack columns of `TABLE_SCHEMA`, have others, or are none.
         OSError: the folder cannot be written.
     """
     check_schema(rows, "the rows")
-    rows = _without_metadata(rows)
+    rows = _plain_rows(rows, TABLE_SCHEMA)
     if rows.num_rows == 0:
         raise TableError(
             "there are no rows", "no table was written", "fit a dataset that holds measurements"
         )
-    sealed = dataclasses.replace(manifest, content_hash=manifest.hash_with(rows_hash(rows)))
-    with replacing(Path(path)) as temporary:
-        # Statistics and page indexes are left out: they could lie about the rows unnoticed.
-        pq.write_table(
-            rows.replace_schema_metadata({METADATA_KEY: sealed.to_json().encode()}),
+    current = dataclasses.replace(manifest, schema_version=SCHEMA_VERSION)
+    sealed = dataclasses.replace(current, content_hash=content_hash(current.to_dict(), rows, model))
+    metadata = {METADATA_KEY: sealed.to_json().encode()}
+    if model:
+        # Parquet's metadata is text: readers other than Arrow refuse a file of other bytes there.
+        metadata[MODEL_KEY] = base64.b64encode(model)
+    with (
+        replacing(Path(path)) as temporary,
+        # Statistics, page indexes and Arrow's own schema are left out: no type here needs it, and
+        # all of them could lie about the rows unnoticed.
+        pq.ParquetWriter(
             temporary,
+            TABLE_SCHEMA,
             write_statistics=False,
             write_page_checksum=True,
-        )
+            store_schema=False,
+        ) as writer,
+    ):
+        writer.write_table(rows)
+        writer.add_key_value_metadata(metadata)
     return sealed
 
 
-def read_table(path: str | Path) -> tuple[pa.Table, Manifest]:
-    """Return rows and manifest of the table at `path`, hash verified.
+def read_table(path: str | Path) -> TableFile:
+    """Return what the table at `path` holds, its hash verified by the rule of its schema version.
+
+    A table of an earlier version is brought forward; its hash is then that of the content as this
+    version writes it.
 
     Raises:
-        TableError: there is no such file; it is damaged, no cost table or of another schema.
+        TableError: there is no such file; it is damaged, no cost table or of a later schema.
     """
     path = Path(path)
     rows = _read_parquet(path)
-    text = (rows.schema.metadata or {}).get(METADATA_KEY)
+    metadata = rows.schema.metadata or {}
+    text = metadata.get(METADATA_KEY)
     if text is None:
         raise TableError(
             f"{path} is a Parquet file without a costprof manifest",
             "it is no cost table and was not loaded",
             "make one with `costprof fit`",
         )
-    manifest = Manifest.from_json(text)
-    check_schema(rows, str(path))
-    rows = _without_metadata(rows)
-    if manifest.hash_with(rows_hash(rows)) != manifest.content_hash:
-        raise TableError(
-            f"the content of {path} does not match its hash {manifest.content_hash[:12]}",
-            "it was changed or damaged and was not loaded",
-            "copy it again from its source or fit it anew",
-        )
-    return rows, manifest
+    values = manifest_values(text)
+    version = values["schema_version"]
+    check_schema(rows, str(path), version)
+    stored = StoredTable(
+        values, _plain_rows(rows, schema_of(version)), _model(metadata.get(MODEL_KEY, b""))
+    )
+    _check_hash(path, stored)
+    current = migrated(stored)
+    manifest = Manifest.from_dict(current.values)
+    return TableFile(current.rows, manifest, current.model, stored_version=version)
 
 
-def check_schema(rows: pa.Table, whose: str) -> None:
-    """Raise TableError unless `rows` have exactly the columns of `TABLE_SCHEMA`."""
-    for name in dict.fromkeys([*TABLE_SCHEMA.names, *rows.schema.names]):
+def check_schema(rows: pa.Table, whose: str, version: int = SCHEMA_VERSION) -> None:
+    """Raise TableError unless `rows` have exactly the columns of schema `version`."""
+    schema = schema_of(version)
+    for name in dict.fromkeys([*schema.names, *rows.schema.names]):
         found = rows.schema.field(name).type if name in rows.schema.names else None
-        expected = TABLE_SCHEMA.field(name).type if name in TABLE_SCHEMA.names else None
+        expected = schema.field(name).type if name in schema.names else None
         if not _same_type(found, expected):
             raise TableError(
                 f"column {name!r} of {whose}: {found or 'missing'}, expected {expected or 'none'}",
-                "it is no cost table of this schema",
+                f"it is no cost table of schema version {version}",
                 "fit its dataset again with this version of costprof",
             )
 
 
-def rows_hash(rows: pa.Table) -> str:
-    """Return the SHA-256 of the rows' values in order, whatever their encoding on disk."""
-    digest = hashlib.sha256(str(rows.num_rows).encode())
-    for name in TABLE_SCHEMA.names:
-        column = rows.column(name).combine_chunks()
-        digest.update(f"|{name}|{column.type}|".encode())
-        if pa.types.is_string(column.type):
-            # Values in order of first appearance and a code per row: quicker than joining text.
-            coded = column.dictionary_encode()
-            digest.update(json.dumps(coded.dictionary.to_pylist()).encode())
-            digest.update(coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).tobytes())
-        elif pa.types.is_map(column.type):
-            digest.update(json.dumps(column.to_pylist()).encode())
-        else:
-            digest.update(pc.is_null(column).to_numpy(zero_copy_only=False).tobytes())
-            values = column.fill_null(0).to_numpy(zero_copy_only=False)
-            digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()
+def _check_hash(path: Path, stored: StoredTable) -> None:
+    said = stored.values.get("content_hash")
+    try:
+        found = content_hash(stored.values, stored.rows, stored.model)
+    except ValueError as error:
+        raise damaged_manifest(error) from error
+    if found != said:
+        raise TableError(
+            f"the content of {path} does not match its hash {str(said)[:12]}",
+            "it was changed or damaged and was not loaded",
+            "copy it again from its source or fit it anew",
+        )
+
+
+def _model(text: bytes) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise damaged_manifest(error) from error
 
 
 def _read_parquet(path: Path) -> pa.Table:
@@ -122,8 +165,9 @@ def _read_parquet(path: Path) -> pa.Table:
         ) from error
 
 
-def _without_metadata(rows: pa.Table) -> pa.Table:
-    return rows.select(TABLE_SCHEMA.names).cast(TABLE_SCHEMA)
+def _plain_rows(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return `rows` in the order of `schema` and without metadata."""
+    return rows.select(schema.names).cast(schema)
 
 
 def _same_type(found: pa.DataType | None, expected: pa.DataType | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from costprof.core.device import detect_device, software_versions
 from costprof.core.expert import ExpertClass, Kernel, class_id
 from costprof.core.files import write_json
 from costprof.core.work import op_work
-from costprof.costmodel.tablefile import read_table
+from costprof.costmodel.tablefile import read_table, write_table
 from costprof.profiler.dataset import write_measurements
 
 EXPERT = ExpertClass(d_model=64, d_ff=128, dtype="float32")
@@ -106,7 +107,7 @@ def test_fit_prints_figures_against_baselines(dataset: Path, run: Run, tmp_path:
 def test_fit_as_json_is_the_manifest(dataset: Path, run: Run, tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     _, printed, _ = run("fit", dataset, "--out", path, "--json")
-    _, manifest = read_table(path)
+    manifest = read_table(path).manifest
     said = json.loads(printed)
     assert said["content_hash"] == manifest.content_hash
     assert said["validation"]["latency"]["interior"]["model"]["points"] == 4
@@ -158,24 +159,32 @@ def test_check_passes_here_and_fails_for_another_device(table: Path, run: Run) -
     code, printed, _ = run("table", "check", table)
     assert (code, printed.count("ok")) == (0, 3)
     assert json.loads(run("table", "check", table, "--json")[1])["drifts"] == []
-    from dataclasses import replace
-
-    from costprof.costmodel.tablefile import write_table
-
-    rows, manifest = read_table(table)
-    write_table(table, rows, replace(manifest, device=replace(manifest.device, name="elsewhere")))
+    file = read_table(table)
+    elsewhere = replace(file.manifest.device, name="elsewhere")
+    write_table(table, file.rows, replace(file.manifest, device=elsewhere))
     code, _, errors = run("table", "check", table)
     assert code == 7
     assert "the table was measured on elsewhere, this machine has" in errors
 
 
 def test_check_names_a_damaged_table(table: Path, run: Run) -> None:
-    rows, manifest = read_table(table)
-    text = manifest.to_json().replace('"one"', '"two"')
-    pq.write_table(rows.replace_schema_metadata({b"costprof": text.encode()}), table)
+    file = read_table(table)
+    text = file.manifest.to_json().replace('"one"', '"two"')
+    pq.write_table(file.rows.replace_schema_metadata({b"costprof": text.encode()}), table)
     code, _, errors = run("table", "check", table)
     assert code == 6
     assert "does not match its hash" in errors
+
+
+def test_check_says_that_a_table_was_brought_forward(run: Run, tmp_path: Path) -> None:
+    path = Path(__file__).parents[1] / "costmodel" / "tables" / "version-1.parquet"
+    file = read_table(path)
+    code, _, errors = run("table", "check", path)
+    assert (code, "measured on known CPU" in errors) == (7, True)
+    assert run("table", "show", path)[0] == 0
+    here = replace(file.manifest, device=detect_device("cpu"))
+    write_table(tmp_path / "t.parquet", file.rows, here)
+    assert "schema    ok, version 2\n" in run("table", "check", tmp_path / "t.parquet")[1]
 
 
 def test_query_prices_an_expert(table: Path, run: Run) -> None:
