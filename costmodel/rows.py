@@ -18,7 +18,9 @@ from costprof.core.expert import CacheState, ExpertClass, Kernel, Op, class_id
 from costprof.core.work import op_work
 
 Tier = Literal["measured", "interpolated", "extrapolated", "transferred"]
-EnergySource = Literal["nvml_counter", "nvml_integral", "external_meter", "modelled"]
+EnergySource = Literal[
+    "nvml_counter", "nvml_integral", "external_meter", "power_samples", "modelled"
+]
 
 CLASS_FIELDS = tuple(field.name for field in dataclasses.fields(ExpertClass))
 """Columns that hold the fields of `ExpertClass`, under their own names."""
