@@ -131,6 +131,13 @@ def _checked_columns(
                 _CONSEQUENCE,
                 _WAY_OUT,
             )
+    for name in _TEXTS:
+        if columns[name] != "VARCHAR":
+            raise ExportError(
+                f"column {name} of {source} holds {columns[name].lower()}, no text",
+                _CONSEQUENCE,
+                _WAY_OUT,
+            )
     return columns
 
 

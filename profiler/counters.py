@@ -16,18 +16,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from costprof.core.device import DeviceFingerprint
 from costprof.core.errors import CostprofError, ToolError
-from costprof.profiler.dataset import write_measurements
+from costprof.profiler.dataset import read_part, write_measurements
 from costprof.profiler.importing import importing_environment
 from costprof.profiler.journal import Journal
 from costprof.profiler.ncu import Counter, read_counters, read_raw_page, write_counters
 from costprof.profiler.plan import Plan, Run
 from costprof.profiler.process import Completed, run_tool
 from costprof.profiler.scenario import Scenario
-from costprof.profiler.schema import MEASUREMENTS
 from costprof.profiler.scripts import write_scripts
 
 METRICS = (
@@ -164,7 +161,7 @@ def _rows_with_counters(plan: Plan, folder: Path) -> dict[str, bool]:
     found = {}
     for run in plan.runs:
         path = folder / "measurements" / f"{run.run_id}.parquet"
-        for row in pq.read_table(path, schema=MEASUREMENTS).to_pylist():
+        for row in read_part(path).to_pylist():
             if row["status"] != "failed":
                 found[row["scenario_id"]] = bool(row["counters"])
     return found
@@ -241,7 +238,7 @@ def _require_counted(scenario: Scenario, completed: Completed, said: str) -> Non
 def _merge(folder: Path, plan: Plan, scenario: Scenario, counters: dict[str, float]) -> None:
     run = next(run for run in plan.runs if scenario in run.scenarios)
     path = folder / "measurements" / f"{run.run_id}.parquet"
-    rows = pq.read_table(path, schema=MEASUREMENTS).to_pylist()
+    rows = read_part(path).to_pylist()
     for row in rows:
         if row["scenario_id"] == scenario.scenario_id:
             row["counters"] = list(counters.items())

@@ -174,6 +174,12 @@ def test_layers_pack_expert_by_expert() -> None:
         assert all(torch.equal(a[number], b) for a, b in zip(layer, alone, strict=True))
 
 
+def test_packing_refuses_formats_that_are_only_priced() -> None:
+    weights = (torch.zeros(64, 64), torch.zeros(64, 32))
+    with pytest.raises(InputError, match="mxfp4 can be priced but not run"):
+        packing.pack_weights(weights, ExpertClass(d_model=64, d_ff=32, quantisation="mxfp4"))
+
+
 def test_packing_refuses_a_width_without_whole_groups() -> None:
     with pytest.raises(InputError, match=r"\[4, 65\] has no whole groups of 64 columns; .*; use"):
         packing.pack_int4(torch.zeros(4, 65))
