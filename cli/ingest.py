@@ -140,7 +140,7 @@ def _public_line(summary: PublicSummary) -> str:
         f"{summary.device}, {', '.join(summary.frameworks)}"
     )
     if summary.with_energy:
-        text += f"; {summary.with_energy} with energy, {summary.energy_trusted} to be trusted"
+        text += f"; {summary.with_energy} with energy, {summary.energy_trusted} of it trusted"
     if summary.repeated:
         text += f"; {summary.repeated} repeat another, the median kept"
     if summary.skipped:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 _MOST_CLASSES = 60
-"""With more than these, one line a kernel instead of one a class is printed."""
+"""With more than these, kernels are listed instead of classes."""
 
 
 def inspect(
@@ -46,7 +46,8 @@ def _print_summary(summary: DatasetSummary) -> None:
     for origin in summary.origins:
         console.print(_origin_line(origin), markup=False, highlight=False)
     if len(summary.classes) > _MOST_CLASSES:
-        console.print(_kernel_table(summary))
+        for row in summary.kernels:
+            console.print(_kernel_lines(row), markup=False, highlight=False)
         console.print(f"{len(summary.classes)} classes and shards: see --json for each")
     elif summary.classes:
         console.print(_class_table(summary))
@@ -94,30 +95,20 @@ def _class_table(summary: DatasetSummary) -> Table:
     return table
 
 
-def _kernel_table(summary: DatasetSummary) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold")
-    table.add_column("op")
-    table.add_column("by", overflow="fold")
-    table.add_column("weights")
-    for name in ("classes", "n", "tokens", "p50 us", "energy", "trusted", "noisy", "failed"):
-        table.add_column(name, justify="right")
-    for row in summary.kernels:
-        # A kernel made elsewhere is called by its framework too: vllm:NAME under vllm VERSION.
-        name = row["kernel"].rsplit(":", 1)[-1]
-        table.add_row(
-            row["op"],
-            f"{row['framework']} {name}",
-            row["weights"],
-            str(row["classes"]),
-            str(row["scenarios"]),
-            _range(row["tokens_min"], row["tokens_max"], "{}"),
-            _range(row["latency_us_min"], row["latency_us_max"], "{:.0f}"),
-            *(str(row[name] or "") for name in ("with_energy", "energy_trusted")),
-            *(str(row[name] or "") for name in ("noisy", "failed")),
-        )
-    return table
+def _kernel_lines(row: dict[str, Any]) -> str:
+    framework = row["framework"] or ""
+    # A kernel made elsewhere is called by its framework too: vllm:NAME under vllm VERSION.
+    kernel = row["kernel"].removeprefix(f"{framework.partition(' ')[0]}:")
+    known = [
+        f"{row['classes']} classes",
+        f"{row['scenarios']} rows",
+        f"{_range(row['tokens_min'], row['tokens_max'], '{}')} tokens",
+        f"p50 {_range(row['latency_us_min'], row['latency_us_max'], '{:.0f}')} us",
+    ]
+    if row["with_energy"]:
+        known.append(f"energy of {row['with_energy']} ({row['energy_trusted']} trusted)")
+    known += [f"{row[name]} {name}" for name in ("noisy", "failed") if row[name]]
+    return f"{row['op']}, {row['weights']}, {framework} {kernel}\n  {', '.join(known)}"
 
 
 def _range(low: float | None, high: float | None, style: str) -> str:

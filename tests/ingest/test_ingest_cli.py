@@ -78,7 +78,7 @@ def test_public_measurements_beside_a_file_of_another_kind(tmp_path: Path) -> No
     assert done.returncode == 4
     assert done.stdout == (
         "moe.parquet: 1 measurements of 1 classes, GPU, vllm 0.22.0; 1 with energy, "
-        "0 to be trusted; 1 repeat another, the median kept; 1 skipped "
+        "0 of it trusted; 1 repeat another, the median kept; 1 skipped "
         "(1 latency is missing, not finite or not positive)\n"
     )
     assert done.stderr.strip().splitlines()[-1] == (

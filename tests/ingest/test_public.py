@@ -10,7 +10,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from costprof.cli.main import app
 from costprof.core.device import DeviceFingerprint
 from costprof.core.errors import CostprofError, DatasetError, InputError
 from costprof.core.expert import ExpertClass, Kernel, class_id
@@ -318,5 +320,9 @@ def test_a_whole_public_file(tmp_path: Path) -> None:
     """).fetchone()
     assert matched is not None
     count, latency, energy, trusted = matched
+    runner = CliRunner().invoke(app, ["inspect", str(tmp_path / "d")])
+    assert runner.exit_code == 0
+    assert "layer, fp8_block, vllm 0.22.0 vllm_fused_moe\n" in runner.stdout
+    assert "energy of 11340 (5606 trusted)" in " ".join(runner.stdout.split())
     assert (count, trusted) == (34_914, summary.energy_trusted)
     assert max(latency, energy) < 1e-12
