@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from costprof.cli.console import print_json
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from costprof.profiler.summary import DatasetSummary
+
+
+_MOST_CLASSES = 60
+"""With more than these, kernels are listed instead of classes."""
 
 
 def inspect(
@@ -33,21 +39,41 @@ def inspect(
 
 def _print_summary(summary: DatasetSummary) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
     counts = ", ".join(f"{number} {name}" for name, number in summary.rows.items() if number)
     console.print(counts)
     for origin in summary.origins:
+        console.print(_origin_line(origin), markup=False, highlight=False)
+    if len(summary.classes) > _MOST_CLASSES:
+        for row in summary.kernels:
+            console.print(_kernel_lines(row), markup=False, highlight=False)
+        console.print(f"{len(summary.classes)} classes and shards: see --json for each")
+    elif summary.classes:
+        console.print(_class_table(summary))
+    for failure in summary.failures:
         console.print(
-            f"{origin['device_name']} by {origin['backend']} ({origin['timer']}, "
-            f"{origin['tool_version']}), torch {origin['torch_version']}, "
-            f"{origin['num_threads']} threads; energy {origin['energy_source'] or 'not known'}",
+            f"failed: {failure['scenarios']} x {failure['op']} T={failure['tokens']}: "
+            f"{failure['error']}",
+            style="red",
             markup=False,
-            highlight=False,
         )
-    if not summary.classes:
-        return
+
+
+def _origin_line(origin: dict[str, Any]) -> str:
+    """By what the rows were measured; of those made elsewhere less is known."""
+    how = ", ".join(filter(None, (origin["timer"], origin["tool_version"])))
+    known = [f"{origin['device_name']} by {origin['backend']} ({how})"]
+    if origin["torch_version"]:
+        known.append(f"torch {origin['torch_version']}")
+    if origin["num_threads"]:
+        known.append(f"{origin['num_threads']} threads")
+    return f"{', '.join(known)}; energy {origin['energy_source'] or 'not known'}"
+
+
+def _class_table(summary: DatasetSummary) -> Table:
+    from rich.table import Table
+
     table = Table(box=None, header_style="bold")
     for name in ("op", "shape", "weights", "cache"):
         table.add_column(name)
@@ -66,14 +92,23 @@ def _print_summary(summary: DatasetSummary) -> None:
             str(row["noisy"] or ""),
             str(row["failed"] or ""),
         )
-    console.print(table)
-    for failure in summary.failures:
-        console.print(
-            f"failed: {failure['scenarios']} x {failure['op']} T={failure['tokens']}: "
-            f"{failure['error']}",
-            style="red",
-            markup=False,
-        )
+    return table
+
+
+def _kernel_lines(row: dict[str, Any]) -> str:
+    framework = row["framework"] or ""
+    # A kernel made elsewhere is called by its framework too: vllm:NAME under vllm VERSION.
+    kernel = row["kernel"].removeprefix(f"{framework.partition(' ')[0]}:")
+    known = [
+        f"{row['classes']} classes",
+        f"{row['scenarios']} rows",
+        f"{_range(row['tokens_min'], row['tokens_max'], '{}')} tokens",
+        f"p50 {_range(row['latency_us_min'], row['latency_us_max'], '{:.0f}')} us",
+    ]
+    if row["with_energy"]:
+        known.append(f"energy of {row['with_energy']} ({row['energy_trusted']} trusted)")
+    known += [f"{row[name]} {name}" for name in ("noisy", "failed") if row[name]]
+    return f"{row['op']}, {row['weights']}, {framework} {kernel}\n  {', '.join(known)}"
 
 
 def _range(low: float | None, high: float | None, style: str) -> str:

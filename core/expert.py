@@ -12,13 +12,19 @@ from costprof.core.hashing import content_id
 Block = Literal["ffn", "attention"]
 Activation = Literal["swiglu", "relu", "none"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-Quantisation = Literal["none", "int8", "int4", "fp8"]
+Quantisation = Literal["none", "int8", "int4", "fp8", "fp8_block", "mxfp4"]
 CacheState = Literal["cold", "warm"]
 Op = Literal["expert", "fc1", "activation", "fc2", "pack", "unpack", "attention", "layer"]
 
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 INT4_GROUP_SIZE = 64
 """Input channels that share one scale in the 4-bit weight-only format."""
+FP8_BLOCK_SIZE = 128
+"""Rows and columns of the block of fp8 weights that shares one float32 scale in `fp8_block`."""
+MXFP4_GROUP_SIZE = 32
+"""Input channels that share one power-of-two scale, a byte, in `mxfp4` (OCP MX 1.0, 5.3)."""
+PRICED_ONLY = ("fp8_block", "mxfp4")
+"""Formats that measurements made elsewhere are in and no kernel of ours runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +145,20 @@ class LayerClass:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         return {**dataclasses.asdict(self), "counts": list(self.counts)}
+
+
+def refuse_priced_only(expert: ExpertClass) -> None:
+    """Check that the weights of `expert` are in a format that can be run here.
+
+    Raises:
+        InputError: they are in one of `PRICED_ONLY`.
+    """
+    if expert.quantisation in PRICED_ONLY:
+        raise InputError(
+            f"quantisation {expert.quantisation} can be priced but not run",
+            "no kernel was chosen and nothing was measured",
+            "use fp8 or int4, or take measurements made elsewhere in with costprof ingest",
+        )
 
 
 def class_id(expert: ExpertClass, op: Op, kernel: Kernel, cache_state: str) -> str:

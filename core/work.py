@@ -7,9 +7,17 @@ learn or a counter to show.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from costprof.core.expert import DTYPE_BYTES, INT4_GROUP_SIZE, ExpertClass, Op
+from costprof.core.expert import (
+    DTYPE_BYTES,
+    FP8_BLOCK_SIZE,
+    INT4_GROUP_SIZE,
+    MXFP4_GROUP_SIZE,
+    ExpertClass,
+    Op,
+)
 
 _SCALE_BYTES = 4
 
@@ -36,12 +44,17 @@ class Work:
 
 
 def weight_bytes(expert: ExpertClass, rows: int, columns: int) -> float:
-    """Bytes of a stored [rows, columns] weight, scales of 8 and 4 bits included."""
+    """Bytes of a stored [rows, columns] weight, scales of narrow formats included."""
     count = rows * columns
     if expert.quantisation == "int4":
         return count / 2 + count / INT4_GROUP_SIZE * _SCALE_BYTES
     if expert.quantisation in ("int8", "fp8"):
         return float(count + rows * _SCALE_BYTES)
+    if expert.quantisation == "fp8_block":
+        blocks = math.ceil(rows / FP8_BLOCK_SIZE) * math.ceil(columns / FP8_BLOCK_SIZE)
+        return float(count + blocks * _SCALE_BYTES)
+    if expert.quantisation == "mxfp4":
+        return count / 2 + rows * math.ceil(columns / MXFP4_GROUP_SIZE)
     return float(count * DTYPE_BYTES[expert.dtype])
 
 

@@ -27,7 +27,7 @@ FEATURES = (
 
 # One step of a yes/no feature counts as much as a factor of 2^4 in a size.
 _FLAG = 4.0
-_NARROW = {"none": 0.0, "int8": 0.5, "fp8": 0.5, "int4": 1.0}
+_NARROW = {"none": 0.0, "int8": 0.5, "fp8": 0.5, "fp8_block": 0.5, "int4": 1.0, "mxfp4": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)

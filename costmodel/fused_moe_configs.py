@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from costprof.core.errors import InputError, TableError
-from costprof.core.expert import ExpertClass
+from costprof.core.expert import PRICED_ONLY, ExpertClass
 from costprof.core.fused_moe import FUSED_MOE_NAMES
 from costprof.costmodel.curves import ClassCurves, read_classes
 from costprof.costmodel.manifest import Manifest, MoeSpec, TiledLayer
@@ -73,7 +73,8 @@ def fused_moe_file(
         block_shape: Rows and columns of a block of quantised weights.
 
     Raises:
-        TableError: no tile configs that those kernels take, several classes of experts, no GPU.
+        TableError: no tile configs that those kernels take, several classes of experts, no GPU,
+            weights that no sweep measures.
         InputError: an unknown dtype.
     """
     spec = manifest.moe(moe)
@@ -125,6 +126,12 @@ def _kind(expert: ExpertClass, asked: str | None) -> str | None:
         )
     if asked is not None:
         return None if asked == "none" else asked
+    if expert.quantisation in PRICED_ONLY:
+        raise TableError(
+            f"the experts' weights are {expert.quantisation}, which is priced but never swept",
+            "there are no tile configs, and no file was written",
+            "fit a sweep of weights that can be run here",
+        )
     if expert.quantisation != "none":
         return _KIND_OF_QUANTISATION[expert.quantisation]
     return "float32" if expert.dtype == "float32" else None

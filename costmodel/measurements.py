@@ -16,7 +16,13 @@ from costprof.core.expert import ExpertClass, Kernel
 from costprof.costmodel.features import Array, Subject
 from costprof.costmodel.rows import CLASS_FIELDS
 
-ENERGY_SOURCES = ("nvml_counter", "nvml_integral", "external_meter", "modelled")
+ENERGY_SOURCES = (
+    "nvml_counter",
+    "nvml_integral",
+    "external_meter",
+    "power_samples",
+    "modelled",
+)
 """Best first: a curve's energy is read from its points of the best source it has."""
 
 # Medians of one clock tick apart, or of two runs minutes apart, differ by about this much.

@@ -23,7 +23,9 @@ Tier = Literal["measured", "interpolated", "extrapolated", "predicted", "transfe
 TIERS: tuple[Tier, ...] = get_args(Tier)
 """The tiers, the best founded first."""
 
-EnergySource = Literal["nvml_counter", "nvml_integral", "external_meter", "modelled"]
+EnergySource = Literal[
+    "nvml_counter", "nvml_integral", "external_meter", "power_samples", "modelled"
+]
 
 CLASS_FIELDS = tuple(field.name for field in dataclasses.fields(ExpertClass))
 """Columns that hold the fields of `ExpertClass`, under their own names."""

@@ -13,17 +13,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from costprof.core.device import DeviceFingerprint
 from costprof.core.errors import CostprofError
-from costprof.profiler.dataset import write_measurements
+from costprof.profiler.dataset import read_part, write_measurements
 from costprof.profiler.journal import Journal
 from costprof.profiler.ncu import Counter, read_counters, write_counters
 from costprof.profiler.ncu_count import METRICS, Ncu, NotAllowed, find_ncu
 from costprof.profiler.plan import Plan
 from costprof.profiler.scenario import Scenario
-from costprof.profiler.schema import MEASUREMENTS
 
 DEFAULT_LIMIT = 20
 
@@ -114,7 +111,7 @@ def _rows_with_counters(plan: Plan, folder: Path) -> dict[str, bool]:
     found = {}
     for run in plan.runs:
         path = folder / "measurements" / f"{run.run_id}.parquet"
-        for row in pq.read_table(path, schema=MEASUREMENTS).to_pylist():
+        for row in read_part(path).to_pylist():
             if row["status"] != "failed":
                 found[row["scenario_id"]] = bool(row["counters"])
     return found
@@ -141,7 +138,7 @@ def _count_and_keep(
 def _merge(folder: Path, plan: Plan, scenario: Scenario, counters: dict[str, float]) -> None:
     run = next(run for run in plan.runs if scenario in run.scenarios)
     path = folder / "measurements" / f"{run.run_id}.parquet"
-    rows = pq.read_table(path, schema=MEASUREMENTS).to_pylist()
+    rows = read_part(path).to_pylist()
     for row in rows:
         if row["scenario_id"] == scenario.scenario_id:
             row["counters"] = list(counters.items())

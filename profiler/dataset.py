@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from costprof.core.errors import DatasetError
 from costprof.core.files import replacing
-from costprof.profiler.schema import LATER_COLUMNS, MEASUREMENTS
+from costprof.profiler.schema import ADDED_COLUMNS, MEASUREMENTS
 
 
 def write_measurements(folder: Path, part: str, rows: Iterable[dict[str, Any]]) -> None:
@@ -24,6 +24,8 @@ def write_measurements(folder: Path, part: str, rows: Iterable[dict[str, Any]]) 
 def read_measurements(folder: Path) -> pa.Table:
     """Return all rows of `measurements/`, with the columns of `schema.MEASUREMENTS`.
 
+    Columns that came after a part was written are NULL.
+
     Raises:
         DatasetError: there are none, or a part is damaged or of another schema.
     """
@@ -34,30 +36,39 @@ def read_measurements(folder: Path) -> pa.Table:
             "there is nothing to read",
             "make them with: costprof sweep --preset cpu-demo --out DIR",
         )
-    tables = []
-    for part in parts:
-        try:
-            table = _with_later_columns(pq.read_table(part))
-        except (pa.ArrowException, OSError) as error:
-            raise DatasetError(
-                f"{part} is damaged ({str(error).splitlines()[0]})",
-                "the dataset cannot be read",
-                "delete that file and go on with costprof sweep --resume",
-            ) from error
-        if not table.schema.equals(MEASUREMENTS):
-            raise DatasetError(
-                f"{part} has other columns than this version of costprof writes",
-                "the dataset cannot be read",
-                "measure again, or use the version that wrote it",
-            )
-        tables.append(table)
-    return pa.concat_tables(tables)
+    return pa.concat_tables([read_part(part) for part in parts])
 
 
-def _with_later_columns(table: pa.Table) -> pa.Table:
-    """Return `table` with the columns that the version which wrote it did not know yet."""
-    for index, field in enumerate(MEASUREMENTS):  # ascending, so each index is its final one
-        if field.name in LATER_COLUMNS and field.name not in table.column_names:
-            index = min(index, table.num_columns)
-            table = table.add_column(index, field, pa.nulls(table.num_rows, field.type))
+def read_part(part: Path) -> pa.Table:
+    """Return the rows of one Parquet file of `measurements/`, as `read_measurements` does.
+
+    Raises:
+        DatasetError: it is damaged or of another schema.
+    """
+    try:
+        table = pq.read_table(part)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(
+            f"{part} is damaged ({str(error).splitlines()[0]})",
+            "the dataset cannot be read",
+            "delete that file and go on with costprof sweep --resume",
+        ) from error
+    table = _with_added_columns(table)
+    if not table.schema.equals(MEASUREMENTS):
+        raise DatasetError(
+            f"{part} has other columns than this version of costprof writes",
+            "the dataset cannot be read",
+            "measure again, or use the version that wrote it",
+        )
+    return table
+
+
+def _with_added_columns(table: pa.Table) -> pa.Table:
+    missing = [name for name in ADDED_COLUMNS if name not in table.column_names]
+    for name in missing:
+        table = table.append_column(
+            MEASUREMENTS.field(name), pa.nulls(table.num_rows, MEASUREMENTS.field(name).type)
+        )
+    if missing and set(table.column_names) == set(MEASUREMENTS.names):
+        return table.select(MEASUREMENTS.names)
     return table

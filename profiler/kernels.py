@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from costprof.core.errors import InputError
-from costprof.core.expert import ExpertClass, Kernel, Op
+from costprof.core.expert import ExpertClass, Kernel, Op, refuse_priced_only
 from costprof.profiler.importing import current_folder_importable
 from costprof.profiler.scenario import DeviceName
 
@@ -63,6 +63,7 @@ def default_kernel_name(expert: ExpertClass, op: Op, device: DeviceName) -> str:
     Raises:
         InputError: there is none; the spec has to name one.
     """
+    refuse_priced_only(expert)
     if op == "attention" and expert.block == "attention":
         return _ATTENTION
     packed = expert.quantisation in _PACKED

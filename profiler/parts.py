@@ -11,7 +11,7 @@ from pathlib import Path
 from costprof.core.errors import InputError
 from costprof.core.hashing import content_id
 
-FOLDERS = ("kernels", "ranges", "counters")
+FOLDERS = ("measurements", "kernels", "ranges", "counters")
 
 
 def part_name(source: str, path: Path) -> str:

@@ -141,6 +141,7 @@ def _identity(scenario: Scenario) -> dict[str, Any]:
     }
     if scenario.layer is not None:
         row |= scenario.layer.to_dict()
+        row["batch_tokens"] = scenario.tokens * scenario.layer.ep_size
     return row
 
 
@@ -172,6 +173,7 @@ def _energy(scenario: Scenario, summary: Summary, model: EnergyModel) -> dict[st
         "energy_idle_mj": energy.idle_mj,
         "energy_mj_low": energy.low_mj,
         "energy_mj_high": energy.high_mj,
+        "energy_mj": energy.active_mj + energy.idle_mj,
         "energy_source": energy.source,
         "power_mean_w": energy.power_mean_w,
         "temp_rise_c": energy.temp_rise_c,

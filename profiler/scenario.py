@@ -7,7 +7,15 @@ from functools import cached_property
 from typing import Any, Literal
 
 from costprof.core.errors import InputError
-from costprof.core.expert import CacheState, ExpertClass, Kernel, LayerClass, Op, class_id
+from costprof.core.expert import (
+    CacheState,
+    ExpertClass,
+    Kernel,
+    LayerClass,
+    Op,
+    class_id,
+    refuse_priced_only,
+)
 from costprof.core.hashing import content_id
 from costprof.core.work import Work, op_work
 
@@ -21,7 +29,8 @@ class Scenario:
     `tokens` are the rows given to the op; for a layer, the tokens before the top-k copies.
 
     Raises:
-        InputError: fewer than one token, or a layer op without token counts.
+        InputError: fewer than one token, a layer op without token counts, or weights in a format
+            that cannot be run.
     """
 
     expert: ExpertClass
@@ -33,6 +42,7 @@ class Scenario:
     layer: LayerClass | None = None
 
     def __post_init__(self) -> None:
+        refuse_priced_only(self.expert)
         if self.tokens < 1:
             raise InputError(
                 f"tokens is {self.tokens}",

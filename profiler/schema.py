@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+ADDED_COLUMNS = ("batch_tokens", "energy_mj", "energy_trusted", "note", "weight_copies")
+"""Columns of `measurements/` that datasets made before there were any of them lack."""
 
 _S, _I, _F = pa.string(), pa.int64(), pa.float64()
 
@@ -48,6 +51,7 @@ MEASUREMENTS = pa.schema(
         ("tp_size", _I),
         ("counts", pa.list_(pa.int32())),
         ("distribution", _S),
+        ("batch_tokens", _I),  # of the whole batch, over all expert-parallel ranks
         # How it went: ok, noisy (measured, but failed the quality gate), failed.
         ("status", _S),
         ("error", _S),
@@ -76,7 +80,11 @@ MEASUREMENTS = pa.schema(
         ("energy_idle_mj", _F),
         ("energy_mj_low", _F),
         ("energy_mj_high", _F),
-        ("energy_source", _S),  # nvml_counter, nvml_integral, external_meter, modelled
+        ("energy_mj", _F),  # active and idle
+        # Whether the window of power was long enough; NULL where energy was not measured.
+        ("energy_trusted", pa.bool_()),
+        # nvml_counter, nvml_integral, external_meter, power_samples, modelled
+        ("energy_source", _S),
         ("power_mean_w", _F),
         ("power_peak_w", _F),
         ("temp_rise_c", _F),  # always modelled
@@ -89,7 +97,7 @@ MEASUREMENTS = pa.schema(
         ("throttle_reasons", _S),
         ("counters", pa.map_(_S, _F)),
         # By what, where and when.
-        ("backend", _S),  # nsys, torch-profiler, inprocess
+        ("backend", _S),  # nsys, torch-profiler, inprocess; aiconfigurator: made elsewhere
         # nvtx_range, kernel_span, cuda_graph, cuda_event, monotonic_clock, profiler_range
         ("timer", _S),
         ("tool_version", _S),
@@ -108,9 +116,6 @@ MEASUREMENTS = pa.schema(
         ("measured_at", pa.timestamp("us", tz="UTC")),
     ]
 )
-
-LATER_COLUMNS = ("note", "weight_copies")
-"""Columns of `MEASUREMENTS` that datasets of earlier versions lack: there they read as NULL."""
 
 KERNELS = pa.schema(
     [

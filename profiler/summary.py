@@ -35,6 +35,25 @@ FROM measurements
 GROUP BY op, block, d_model, d_ff, weights, cache, experts, measurements.class_id
 ORDER BY block DESC, d_model, d_ff, weights, op, cache
 """
+_KERNELS = """
+SELECT op,
+       framework,
+       kernel,
+       CASE quantisation WHEN 'none' THEN dtype ELSE quantisation END AS weights,
+       count(DISTINCT class_id) AS classes,
+       count(*) AS scenarios,
+       min(tokens) AS tokens_min,
+       max(tokens) AS tokens_max,
+       min(latency_us_p50) AS latency_us_min,
+       max(latency_us_p50) AS latency_us_max,
+       count(energy_mj) AS with_energy,
+       count(*) FILTER (WHERE energy_trusted) AS energy_trusted,
+       count(*) FILTER (WHERE status = 'noisy') AS noisy,
+       count(*) FILTER (WHERE status = 'failed') AS failed
+FROM measurements
+GROUP BY op, framework, kernel, weights
+ORDER BY op, framework, kernel, weights
+"""
 _ORIGIN = """
 SELECT device_name, device_kind, backend, string_agg(DISTINCT timer, ', ' ORDER BY timer) AS timer,
        tool_version, torch_version, num_threads,
@@ -49,10 +68,11 @@ FROM measurements WHERE status = 'failed' GROUP BY ALL ORDER BY scenarios DESC L
 
 @dataclass(frozen=True, slots=True)
 class DatasetSummary:
-    """Rows of each folder; classes, origins and failures as lists of plain rows."""
+    """Rows of each folder; classes, kernels, origins and failures as lists of plain rows."""
 
     rows: dict[str, int]
     classes: list[dict[str, Any]]
+    kernels: list[dict[str, Any]]
     origins: list[dict[str, Any]]
     failures: list[dict[str, Any]]
 
@@ -71,14 +91,14 @@ def summarise_dataset(folder: Path) -> DatasetSummary:
             "make one with: costprof sweep --preset cpu-demo --out DIR",
         )
     if not rows["measurements"]:
-        return DatasetSummary(rows, [], [], [])
+        return DatasetSummary(rows, [], [], [], [])
     connection = duckdb.connect()
     connection.register("measurements", read_measurements(folder))
-    classes, origins, failures = (
+    classes, kernels, origins, failures = (
         connection.sql(query).to_arrow_table().to_pylist()
-        for query in (_CLASSES, _ORIGIN, _FAILURES)
+        for query in (_CLASSES, _KERNELS, _ORIGIN, _FAILURES)
     )
-    return DatasetSummary(rows, classes, origins, failures)
+    return DatasetSummary(rows, classes, kernels, origins, failures)
 
 
 def suggested_queries(folder: Path, rows: dict[str, int]) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from costprof.core.errors import InputError
-from costprof.core.expert import ExpertClass
+from costprof.core.expert import ExpertClass, refuse_priced_only
 from costprof.core.work import fc1_width
 from costprof.routing.contract import SystemState
 from costprof.runtime.kernel_choice import KernelChoice
@@ -106,6 +106,7 @@ class Expert(nn.Module):
 
 
 def _kernel_of(expert_class: ExpertClass) -> Callable[..., Tensor]:
+    refuse_priced_only(expert_class)
     kernel = _KERNELS.get((expert_class.activation, expert_class.quantisation))
     if expert_class.block != "ffn" or kernel is None:
         raise InputError(

@@ -28,6 +28,8 @@ MEASURED_COLUMNS = (
     "energy_idle_mj",
     "energy_mj_low",
     "energy_mj_high",
+    "energy_mj",
+    "energy_trusted",
     "energy_source",
     "power_mean_w",
     "power_peak_w",
@@ -68,11 +70,15 @@ class EnergyResult:
         Idle energy is that of the latency measured in the timing runs, so that idle power can be
         had from the row; the window's own share of it stands in `energy/`.
         """
+        idle_mj = self.idle_w * latency_us * 1e-3
         return {
             "energy_active_mj": self.active_mj,
-            "energy_idle_mj": self.idle_w * latency_us * 1e-3,
+            "energy_idle_mj": idle_mj,
             "energy_mj_low": self.low_mj,
             "energy_mj_high": self.high_mj,
+            "energy_mj": self.active_mj + idle_mj,
+            # A trial whose window is too short is never accepted.
+            "energy_trusted": True,
             "energy_source": self.source,
             "power_mean_w": self.power_mean_w,
             "power_peak_w": self.power_peak_w,

@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 
 from costprof.core.errors import DatasetError
 from costprof.core.files import replacing
-from costprof.profiler.dataset import write_measurements
+from costprof.profiler.dataset import read_part, write_measurements
 from costprof.profiler.energy.result import (
     MEASURED_COLUMNS,
     SOURCES,
     EnergyResult,
     energy_result,
 )
-from costprof.profiler.schema import ENERGY, MEASUREMENTS
+from costprof.profiler.schema import ENERGY
 
 FOLDER = "energy"
 
@@ -64,7 +64,7 @@ def merge_energy(folder: Path) -> dict[str, EnergyResult]:
     """
     measured = results(read_trials(folder))
     for part in sorted((folder / "measurements").glob("*.parquet")):
-        rows = pq.read_table(part, schema=MEASUREMENTS).to_pylist()
+        rows = read_part(part).to_pylist()
         changed = False
         for row in rows:
             result = measured.get(row["scenario_id"])

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from costprof.core.errors import InputError
-from costprof.core.expert import INT4_GROUP_SIZE, ExpertClass
+from costprof.core.expert import INT4_GROUP_SIZE, ExpertClass, refuse_priced_only
 
 Weights = tuple[Tensor, ...]
 Pack = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -38,8 +38,9 @@ def pack_weights(weights: Weights, expert: ExpertClass) -> Weights:
     Dense weights come back as they are; of others, values and scales in turn.
 
     Raises:
-        InputError: for int4, `in` is not a multiple of the group size.
+        InputError: no kernel runs the format, or for int4 `in` is no multiple of the group size.
     """
+    refuse_priced_only(expert)
     if expert.quantisation == "none":
         return weights
     pack = {"int8": pack_int8, "int4": pack_int4, "fp8": pack_fp8}[expert.quantisation]

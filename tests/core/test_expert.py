@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from costprof.core.errors import InputError
-from costprof.core.expert import ExpertClass, Kernel, LayerClass, class_id
+from costprof.core.expert import (
+    ExpertClass,
+    Kernel,
+    LayerClass,
+    Quantisation,
+    class_id,
+    refuse_priced_only,
+)
 from costprof.core.work import expert_weight_bytes, op_work
 
 
@@ -43,6 +50,23 @@ def test_work_of_an_expert_against_torchs_own_count() -> None:
     assert products == counter.get_total_flops()
     assert op_work(expert, "expert", 5).flops > products
     assert expert_weight_bytes(expert) == w1.nbytes + w2.nbytes
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "weights", "scales"),
+    [
+        # fc1 is [2 * 200, 320], fc2 [320, 200]; blocks and groups at the edges are whole ones.
+        ("fp8_block", 192_000, 4 * (4 * 3 + 3 * 2)),
+        ("mxfp4", 96_000, 400 * 10 + 320 * 7),
+    ],
+)
+def test_formats_that_are_priced_but_not_run(
+    quantisation: Quantisation, weights: int, scales: int
+) -> None:
+    expert = ExpertClass(d_model=320, d_ff=200, quantisation=quantisation)
+    assert expert_weight_bytes(expert) == weights + scales
+    with pytest.raises(InputError, match=f"{quantisation} can be priced but not run"):
+        refuse_priced_only(expert)
 
 
 def test_tokens_and_tile_config_are_not_part_of_the_class() -> None:

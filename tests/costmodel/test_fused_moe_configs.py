@@ -159,6 +159,14 @@ def test_the_name_says_how_weights_are_stored(
     assert all(set(each) == wanted for each in made.configs.values())
 
 
+def test_weights_that_no_sweep_measures_have_no_file(
+    make: Callable[..., tuple[Any, Manifest]],
+) -> None:
+    expert = dataclasses.replace(EXPERT, quantisation="fp8_block")
+    with pytest.raises(TableError, match="fp8_block, which is priced but never swept"):
+        fused_moe_file(*make(expert), format="vllm")
+
+
 def test_gpus_of_the_h200_family_share_a_name_in_vllm_alone(
     make: Callable[..., tuple[Any, Manifest]],
 ) -> None:

@@ -45,6 +45,8 @@ def test_three_trials_by_hand() -> None:
     assert result.ends["mem_clock_before_mhz"] is None
     columns = result.columns(latency_us=50.0)
     assert columns["energy_idle_mj"] == pytest.approx(3.0)
+    assert columns["energy_mj"] == pytest.approx(13.0)
+    assert columns["energy_trusted"] is True
     assert columns["energy_source"] == "nvml_counter"
     assert set(columns) == set(MEASURED_COLUMNS)
 

@@ -196,6 +196,19 @@ def test_kernels_that_cannot_be_used_are_named(name: str, words: str) -> None:
         resolve_kernel(name)
 
 
+@pytest.mark.parametrize("kernels", [{}, {"expert": "costprof.runtime.kernels.torch_ffn:swiglu"}])
+@pytest.mark.parametrize("quantisation", ["fp8_block", "mxfp4"])
+def test_weights_that_no_kernel_runs_are_refused(
+    quantisation: str, kernels: dict[str, str]
+) -> None:
+    spec = spec_with(
+        experts={"a": {"d_model": 64, "d_ff": 64, "quantisation": quantisation}},
+        measure=[{"expert": "a", "tokens": [1], "kernels": kernels}],
+    )
+    with pytest.raises(InputError, match=f"{quantisation} can be priced but not run"):
+        make_plan(spec, "cpu")
+
+
 def test_the_plan_fits_into_json() -> None:
     for scenario in make_plan(spec_with(), "cpu").scenarios:
         assert json.loads(json.dumps(scenario.to_dict())) == scenario.to_dict()

@@ -9,7 +9,7 @@ import pytest
 
 from costprof.core.errors import DatasetError
 from costprof.profiler.dataset import read_measurements, write_measurements
-from costprof.profiler.schema import LATER_COLUMNS, MEASUREMENTS
+from costprof.profiler.schema import ADDED_COLUMNS, MEASUREMENTS
 from costprof.profiler.summary import suggested_queries, summarise_dataset
 
 
@@ -73,11 +73,11 @@ def test_a_dataset_from_before_a_column_was_added_reads_as_null(tmp_path: Path) 
     write_measurements(tmp_path, "r1", [row()])
     write_measurements(tmp_path, "r2", [row(scenario_id="b")])
     part = tmp_path / "measurements" / "r1.parquet"
-    pq.write_table(pq.read_table(part).drop_columns(list(LATER_COLUMNS)), part)
+    pq.write_table(pq.read_table(part).drop_columns(list(ADDED_COLUMNS)), part)
     table = read_measurements(tmp_path)
     assert table.schema.equals(MEASUREMENTS)
     assert table["scenario_id"].to_pylist() == ["a", "b"]
-    assert all(table[name].null_count == 2 for name in LATER_COLUMNS)
+    assert all(table[name].null_count == 2 for name in ADDED_COLUMNS)
     assert pq.read_table(part, schema=MEASUREMENTS).schema.equals(MEASUREMENTS)
     pq.write_table(pq.read_table(part).drop_columns(["tokens"]), part)
     with pytest.raises(DatasetError, match="has other columns"):

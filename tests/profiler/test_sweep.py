@@ -112,6 +112,8 @@ def test_a_sweep_writes_one_complete_row_per_scenario(
         assert row["n"] >= 20
         assert row["latency_us_p05"] <= row["latency_us_p50"] <= row["latency_us_p95"]
         assert row["energy_active_mj"] == pytest.approx(row["latency_us_p50"] * 1e-3)
+        assert row["energy_mj"] == row["energy_active_mj"]  # nothing is idle in this model
+        assert row["energy_trusted"] is None
         assert row["energy_source"] == "modelled"
         assert row["kernel_sum_us"] is None
         assert row["device_name"] == detect_device("cpu").name

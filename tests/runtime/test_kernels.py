@@ -203,6 +203,12 @@ def test_a_layer_is_packed_an_expert_at_a_time_to_the_same_bits(quantisation: An
         assert torch.equal(part.view(torch.uint8), expected.view(torch.uint8))
 
 
+def test_packing_refuses_formats_that_are_only_priced() -> None:
+    weights = (torch.zeros(64, 64), torch.zeros(64, 32))
+    with pytest.raises(InputError, match="mxfp4 can be priced but not run"):
+        packing.pack_weights(weights, ExpertClass(d_model=64, d_ff=32, quantisation="mxfp4"))
+
+
 def test_packing_refuses_a_width_without_whole_groups() -> None:
     with pytest.raises(InputError, match=r"\[4, 65\] has no whole groups of 64 columns; .*; use"):
         packing.pack_int4(torch.zeros(4, 65))

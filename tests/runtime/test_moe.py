@@ -181,6 +181,9 @@ def test_experts_that_cannot_be_built_are_refused() -> None:
     )
     with pytest.raises(InputError, match=r"block attention .*; it cannot be run; use a feed-"):
         Expert.random(attention, torch.Generator())
+    blocks = ExpertClass(d_model=64, d_ff=32, quantisation="fp8_block")
+    with pytest.raises(InputError, match="fp8_block can be priced but not run"):
+        Expert.random(blocks, torch.Generator())
     expert = ExpertClass(d_model=64, d_ff=32)
     with pytest.raises(InputError, match=r"w1 has shape \[32, 64\]; .*shape \[64, 64\]"):
         Expert(expert, torch.zeros(32, 64), torch.zeros(64, 32))
