@@ -13,6 +13,7 @@ import typer
 from costprof.cli.console import print_json
 from costprof.cli.table_diff import diff
 from costprof.cli.table_export import export
+from costprof.cli.table_merge import merge
 from costprof.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ table = typer.Typer(
 )
 table.command()(export)
 table.command()(diff)
+table.command()(merge)
 
 TablePath = Annotated[Path, typer.Argument(help="The table, a Parquet file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
