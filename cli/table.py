@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from costprof.cli.console import print_json
+from costprof.cli.table_diff import diff
 from costprof.cli.table_export import export
+from costprof.cli.table_merge import merge
 from costprof.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,9 +22,13 @@ if TYPE_CHECKING:
     from costprof.costmodel.manifest import Manifest
 
 table = typer.Typer(
-    name="table", help="Show, check, query or export a cost table.", no_args_is_help=True
+    name="table",
+    help="Show, check, query, compare, merge or export cost tables.",
+    no_args_is_help=True,
 )
 table.command()(export)
+table.command()(diff)
+table.command()(merge)
 
 TablePath = Annotated[Path, typer.Argument(help="The table, a Parquet file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from costprof.core.errors import InputError, TableError
 from costprof.costmodel.manifest import Composition, Manifest, MoeSpec
-from costprof.costmodel.rows import TableRow, rows_table
+from costprof.costmodel.rows import TableRow, Tier, rows_table
 from costprof.costmodel.table import CostTable
 
 keep_fixtures = settings(
@@ -52,6 +53,34 @@ def test_measured_tokens_return_their_row(table: CostTable) -> None:
         (28.8, 32.0, 38.4)
     )
     assert (cost.tier, cost.energy_source, cost.power_w) == ("measured", "modelled", 20.0)
+
+
+def test_a_price_is_never_called_better_founded_than_the_rows_it_comes_from(
+    rows: list[TableRow], make_manifest: Callable[..., Manifest]
+) -> None:
+    def tiers(*of_rows: Tier) -> list[str]:
+        kept = [
+            dataclasses.replace(row, tier=tier)
+            for row, tier in zip(
+                (row for row in rows if row.tokens in (2, 8)), of_rows, strict=True
+            )
+        ]
+        table = CostTable(rows_table(kept), make_manifest())
+        return [table.cost(1, tokens).tier for tokens in (1, 2, 4, 8, 99)]
+
+    two = ("measured", "measured")
+    assert tiers("measured", "measured", *two) == [
+        "extrapolated",
+        "measured",
+        "interpolated",
+        "measured",
+        "extrapolated",
+    ]
+    assert tiers("predicted", "predicted", *two) == ["predicted"] * 5
+    assert tiers("transferred", "predicted", *two) == [
+        *["transferred"] * 3,
+        *["predicted"] * 2,
+    ]
 
 
 def test_between_and_beyond_rows_the_price_is_linear_and_says_so(table: CostTable) -> None:
