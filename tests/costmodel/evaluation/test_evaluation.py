@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from costprof.cli.main import app
 from costprof.core.errors import CostprofError, InputError
 from costprof.costmodel.evaluation.baselines import linear_in_tokens
+from costprof.costmodel.evaluation.choice import least_energy_choices
 from costprof.costmodel.evaluation.figures import figures_of
 from costprof.costmodel.evaluation.splits import folds_of
 from costprof.costmodel.grouped.points import LayerPoints
@@ -74,6 +75,11 @@ def test_figures_compare_all_methods_on_the_same_rows() -> None:
     frame = pa.table(
         {
             "inner": [64, 64, 48],
+            "shape": ["a", "b", "c"],
+            "tokens": [1, 1, 1],
+            "distribution": ["balanced"] * 3,
+            "ep_size": [1, 1, 1],
+            "tp_size": [1, 1, 1],
             "latency_us": [100.0, 400.0, 100.0],
             "latency_us_p05": [80.0, 390.0, 80.0],
             "latency_us_p50": [110.0, 400.0, 90.0],
@@ -103,6 +109,27 @@ def test_figures_compare_all_methods_on_the_same_rows() -> None:
     energy = figures["energy"]["at least 0.34 ms, not capped"]
     assert energy["costprof"]["mape"] == pytest.approx(10.0)
     assert energy["constant TDP x true latency"]["mape"] == pytest.approx(40.0)
+
+
+def test_a_choice_agrees_where_it_costs_next_to_nothing_more() -> None:
+    frame = pa.table(
+        {
+            "shape": ["a", "a", "b", "b", "c"],
+            "tokens": [1, 1, 1, 1, 1],
+            "distribution": ["balanced"] * 5,
+            "ep_size": [1, 2, 1, 1, 1],
+            "tp_size": [1, 1, 1, 1, 1],
+            "energy_mj": [10.0, 6.0, 10.0, 10.2, 1.0],
+            "energy_mj_p50": [11.0, 5.0, 10.0, 9.0, 1.0],
+        }
+    )
+    choices = least_energy_choices(frame)
+    assert choices is not None
+    assert choices["choices"] == 2
+    # Two ranks of 6 mJ are more than one of 10: wrong by 20 %; the other choice is a tie.
+    assert choices["agreement"] == 50.0
+    assert choices["mean_extra_energy"] == pytest.approx(100 * (0.2 + 0.02) / 2)
+    assert least_energy_choices(frame.slice(4)) is None
 
 
 def test_the_command_says_how_well_new_shapes_are_predicted(tmp_path: Path) -> None:
