@@ -1,24 +1,21 @@
 """Choose which layers to measure: those after which the prices of all are least in doubt.
 
-The posterior variance of a Gaussian process depends on where was measured, not on what was read
-(Krause, Singh and Guestrin, JMLR 9, 2008), so a whole batch can be chosen before any of it is
-measured. Each step takes the layer that lowers the summed expected error of all candidates most,
-E|log error| = sqrt(2 / pi) · std for a normal error; it is found lazily (Minoux, 1978): a layer's
-gain is only worked out again when the last one known says that it could be the best.
-
 First come the layers no field should be without: of each group the smallest and the largest batch
-and one batch under each choice of tiles.
+and one batch under each choice of tiles. Then, one after the other, whichever lowers the summed
+expected error of all candidates most (`costprof.costmodel.doubt`), and among them some by lot:
+measurements that follow a pattern do not tell what is noise and what changes between neighbours,
+and the trees learn best from layers of all kinds.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from costprof.costmodel.doubt import Doubt, most_telling
 from costprof.costmodel.grouped.field import Apart, FieldScales, Sites, covariance
 from costprof.costmodel.grouped.model import GroupedModel, GroupFields, Measured
 from costprof.costmodel.grouped.points import LayerPoints
@@ -26,7 +23,7 @@ from costprof.costmodel.grouped.points import LayerPoints
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 
-_BLOCK = 128  # candidates whose gains are worked out at once
+_BY_LOT = 0.2  # share of the measurements that are drawn
 _ALIKE = 0.02  # gains so close are decided by lot
 _LEAST_JUDGED = 8  # measurements of a group from which its own errors say how far to trust it
 _WEIGHTS = (0.5, 3.0)  # a group's errors are at most so many times what the scales say
@@ -66,21 +63,26 @@ def choose_layers(
     """
     costs = np.ones(len(points)) if cost is None else np.asarray(cost, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    sites, known = Sites.of_points(points), np.zeros(len(points), dtype=bool)
+    known = np.zeros(len(points), dtype=bool)
     known[measured] = True
-    names = np.unique(points.group)
-    groups = []
-    for name in names:
+    number = min(number, int((~known).sum()))
+    sites = Sites.of_points(points)
+    fields = []
+    for name in np.unique(points.group):
         at = np.flatnonzero(points.group == name)
-        weight = (weights or {}).get(str(name), 1.0)
         lots = 1.0 - _ALIKE * rng.random(len(at))
-        group = _Group(at, sites.take(at), scales, weight, lots / costs[at])
-        for position in np.flatnonzero(known[at]):
-            group.measure(int(position))
-        groups.append(group)
-    chosen = _essential(groups, number)
-    chosen += _most_telling(groups, number - len(chosen))
-    total = sum(float(group.expected_errors().sum()) for group in groups)
+        weight = (weights or {}).get(str(name), 1.0)
+        fields.append(_Candidates.of(at, sites.take(at), scales, weight, lots / costs[at]))
+    for field in fields:
+        field.measure(np.flatnonzero(known[field.at]))
+    chosen = _essential(fields, number)
+    known[chosen] = True
+    drawn = rng.permutation(np.flatnonzero(~known))[: round(_BY_LOT * (number - len(chosen)))]
+    for field in fields:
+        field.measure(np.flatnonzero(np.isin(field.at, drawn)))
+    found = most_telling([field.doubt for field in fields], number - len(chosen) - len(drawn))
+    chosen += [*drawn.tolist(), *(int(fields[which].at[position]) for which, position in found)]
+    total = sum(float(field.doubt.expected_errors().sum()) for field in fields)
     return LayerChoice(np.array(chosen, dtype=np.int64), total / max(len(points), 1))
 
 
@@ -107,104 +109,52 @@ def group_weights(model: GroupedModel, measured: Measured) -> dict[str, float]:
     return found
 
 
-def _essential(groups: list[_Group], number: int) -> list[int]:
-    """Measure what each group needs, a need of every group in turn, `number` at most."""
-    chosen: list[int] = []
-    needs = [group.needs() for group in groups]
-    for turn in range(max((len(each) for each in needs), default=0)):
-        for group, wanted in zip(groups, needs, strict=True):
-            if turn >= len(wanted) or len(chosen) >= number:
-                continue
-            inside = np.flatnonzero(wanted[turn])
-            if group.measured[inside].any():
-                continue
-            best = int(inside[group.gains(inside).argmax()])
-            group.measure(best)
-            chosen.append(int(group.at[best]))
-    return chosen
+@dataclass(frozen=True)
+class _Candidates:
+    """The layers of one group: `at` [n] their positions among all."""
 
+    at: Index
+    sites: Sites
+    doubt: Doubt
 
-def _most_telling(groups: list[_Group], number: int) -> list[int]:
-    """Measure `number` more, each time the one that tells most about all."""
-    chosen: list[int] = []
-    heap: list[tuple[float, int, int, int]] = []  # -gain, group, position, measurements it knew of
-    for index, group in enumerate(groups):
-        left = np.flatnonzero(~group.measured)
-        gains = group.gains(left)
-        heap += [
-            (-gain, index, position, group.count)
-            for gain, position in zip(gains.tolist(), left.tolist(), strict=True)
-        ]
-    heapq.heapify(heap)
-    while heap and len(chosen) < number:
-        _, index, position, count = heapq.heappop(heap)
-        group = groups[index]
-        if count == group.count:
-            group.measure(position)
-            chosen.append(int(group.at[position]))
-        else:
-            gain = float(group.gains(np.array([position]))[0])
-            heapq.heappush(heap, (-gain, index, position, group.count))
-    return chosen
+    @classmethod
+    def of(
+        cls, at: Index, sites: Sites, scales: FieldScales, weight: float, worth: Array
+    ) -> _Candidates:
+        """Return the layers at `at`, none of them measured."""
 
+        def prior(positions: Index) -> Array:
+            apart = Apart.between(sites, sites.take(positions))
+            return np.asarray(covariance(apart, scales), dtype=np.float64)
 
-class _Group:
-    """The doubt about the layers of one group; all arrays [n].
+        variance = np.full(len(at), scales.prior_variance())
+        noise = np.broadcast_to(scales.noise_variance(sites.spread), len(at))
+        return cls(at, sites, Doubt(prior, variance, noise, weight=weight, worth=worth))
 
-    The posterior covariance is the prior less L Lᵀ, a column of L a measurement.
-    """
-
-    def __init__(
-        self, at: Index, sites: Sites, scales: FieldScales, weight: float, worth: Array
-    ) -> None:
-        """Begin with nothing measured; `worth` multiplies the gain of measuring a layer."""
-        self.at = at
-        self.measured = np.zeros(len(at), dtype=bool)
-        self._sites, self._scales, self._weight, self._worth = sites, scales, weight, worth
-        self._noise = np.broadcast_to(scales.noise_variance(sites.spread), len(at))
-        self._variance = np.full(len(at), scales.prior_variance())
-        self._factor = np.empty((len(at), 16))
-        self.count = 0
+    def measure(self, positions: Index) -> None:
+        """Take the layers at `positions` as measured."""
+        for position in positions.tolist():
+            self.doubt.measure(position)
 
     def needs(self) -> list[npt.NDArray[np.bool_]]:
-        """Return sets of layers of which one each should be measured, the widest apart first."""
-        octaves, regime = self._sites.octaves, self._sites.regime
+        """Return sets of layers [n] of which one each should be measured, the ends first."""
+        octaves, regime = self.sites.octaves, self.sites.regime
         ends = [octaves == octaves.max(), octaves == octaves.min()]
         return [*ends, *(regime == each for each in np.unique(regime))]
 
-    def expected_errors(self) -> Array:
-        """Return E|log(measured / predicted)| of every layer."""
-        return np.asarray(self._weight * np.sqrt(2 / np.pi * (self._variance + self._noise)))
 
-    def gains(self, positions: Index) -> Array:
-        """Return by how much measuring each of `positions` [m] lowers the summed error: [m]."""
-        parts = [
-            self._gains(positions[start : start + _BLOCK])
-            for start in range(0, len(positions), _BLOCK)
-        ]
-        return np.concatenate(parts) if parts else np.empty(0)
-
-    def measure(self, position: int) -> None:
-        """Take the layer at `position` as measured."""
-        at = np.array([position])
-        column = self._columns(at)[:, 0] / np.sqrt(self._variance[at] + self._noise[at])
-        if self.count == self._factor.shape[1]:
-            self._factor = np.concatenate([self._factor, np.empty_like(self._factor)], axis=1)
-        self._factor[:, self.count] = column
-        self.count += 1
-        self._variance = np.maximum(self._variance - column**2, 0.0)
-        self.measured[position] = True
-
-    def _gains(self, positions: Index) -> Array:
-        explained = self._columns(positions) ** 2
-        explained /= self._variance[positions] + self._noise[positions]
-        total = (self._variance + self._noise)[:, None]
-        left = np.sqrt(np.maximum(total - explained, self._noise[:, None]))
-        lower = (np.sqrt(total) - left).sum(axis=0)
-        return np.asarray(self._weight * self._worth[positions] * lower)
-
-    def _columns(self, positions: Index) -> Array:
-        """Return the posterior covariance of all layers with those at `positions`: [n, m]."""
-        apart = Apart.between(self._sites, self._sites.take(positions))
-        known = self._factor[:, : self.count]
-        return np.asarray(covariance(apart, self._scales) - known @ known[positions].T)
+def _essential(fields: list[_Candidates], number: int) -> list[int]:
+    """Measure what each group needs, a need of every group in turn, `number` at most."""
+    chosen: list[int] = []
+    needs = [field.needs() for field in fields]
+    for turn in range(max((len(each) for each in needs), default=0)):
+        for field, wanted in zip(fields, needs, strict=True):
+            if turn >= len(wanted) or len(chosen) >= number:
+                continue
+            inside = np.flatnonzero(wanted[turn])
+            if field.doubt.measured[inside].any():
+                continue
+            best = int(inside[field.doubt.gains(inside).argmax()])
+            field.doubt.measure(best)
+            chosen.append(int(field.at[best]))
+    return chosen
