@@ -9,9 +9,11 @@ import typer
 
 from costprof.cli.console import error_line
 from costprof.cli.doctor import doctor
+from costprof.cli.evaluate import evaluate
 from costprof.cli.fit import fit
 from costprof.cli.ingest import ingest
 from costprof.cli.inspect import inspect
+from costprof.cli.predict import predict
 from costprof.cli.route import route
 from costprof.cli.sweep import sweep
 from costprof.cli.table import table
@@ -34,6 +36,8 @@ app.command()(ingest)
 app.command()(inspect)
 app.command()(fit)
 app.add_typer(table)
+app.command()(predict)
+app.command()(evaluate)
 app.command()(route)
 
 
