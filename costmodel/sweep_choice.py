@@ -6,7 +6,7 @@ drawn by lot instead.
 
 When it stops. When the expected error of what was not measured is at most the target, and so is
 the error at the scenarios drawn by lot, each predicted without its own measurement: the model's
-word alone is not taken for it.
+word alone is not taken for it. Where only those are missing, lots are all that is drawn.
 
 Pure functions of the measurements and a seed: the same rows lead to the same choice, so an
 interrupted sweep goes on by choosing again.
@@ -145,7 +145,10 @@ def choose_scenarios(
     chosen: list[At] = []
     if stopped is None:
         number = min(batch, left, len(unmeasured))
-        chosen = [at for at in lots if at not in measured][: -(-number // _LOT_EVERY)]
+        by_lot = -(-number // _LOT_EVERY)
+        if target is not None and expected <= target and not enough:
+            by_lot = min(number, CHECKS - len(checks))  # all that is missing is confirmation
+        chosen = [at for at in lots if at not in measured][:by_lot]
         for curve, position in chosen:
             doubts[curve].measure(position)
         chosen += most_telling(doubts, number - len(chosen))

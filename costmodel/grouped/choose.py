@@ -97,7 +97,7 @@ def group_weights(model: GroupedModel, measured: Measured) -> dict[str, float]:
         at = np.flatnonzero(groups == name)
         if len(at) < _LEAST_JUDGED:
             continue
-        own = Measured(measured.points.take(at), measured.latency_us[at], measured.power_w[at])
+        own = measured.take(at)
         field = GroupFields.of(model, own)
         mean, variance = field.learned.left_out(np.arange(len(at)))
         residual = np.log(own.latency_us) - np.log(model.base(own.points, field.fold).latency_us)
