@@ -97,8 +97,12 @@ def sweep(
     counted = _counted(counters)
     options = energy_options(plan, energy, energy_meter, energy_window)
     tiles = _tile_search(plan, search_budget, isolate=isolate) if search else None
-    few = None if search else budget_search(plan, budget, target_error, isolate=isolate)
+    few, note = None, None
+    if not search:
+        few, note = budget_search(plan, budget, target_error, isolate=isolate)
     if dry_run:
+        if note:
+            error_line(note)
         grows = tiles or few
         print_plan(grows.first() if grows else plan, options, as_json)
         if tiles and not as_json:
@@ -110,7 +114,7 @@ def sweep(
         raise InputError(
             "--out is missing", "there is nowhere to write to", "name a folder with --out DIR"
         )
-    _measure(plan, tiles, few, out, backend, counted, options, resume=resume, as_json=as_json)
+    _measure(plan, tiles, few, note, out, backend, counted, options, resume=resume, as_json=as_json)
 
 
 def _tile_search(plan: Plan, budget: float, *, isolate: bool) -> TileSearch:
@@ -131,6 +135,7 @@ def _measure(
     plan: Plan,
     tiles: TileSearch | None,
     few: SweepSearch | None,
+    note: str | None,
     out: Path,
     backend_name: str,
     counted: int,
@@ -157,6 +162,8 @@ def _measure(
     with sweep_lock(out):
         plan_id = (tiles.plan if tiles else few.plan if few else plan).plan_id
         check_folder(out, plan_id, backend=backend.name, device=fingerprint.name, resume=resume)
+        if note:
+            error_line(note)
         sweep_of = functools.partial(
             Sweep,
             folder=out,

@@ -25,8 +25,8 @@ _NAMED = 6  # scenarios of a step that are told by name
 
 def budget_search(
     plan: Plan, budget: str | None, target: float | None, *, isolate: bool
-) -> SweepSearch | None:
-    """Return the search that the options ask for; None where all is measured.
+) -> tuple[SweepSearch | None, str | None]:
+    """Return the search that the options ask for, None where all is measured, and what to note.
 
     Raises:
         InputError: a budget that is neither a whole number above 0 nor `all`, or one that cannot
@@ -39,19 +39,19 @@ def budget_search(
             "nothing was measured",
             "give a whole number above 0, or all",
         )
+    note = None
     number = scenarios if budget in (None, "all") else min(int(str(budget)), scenarios)
     if budget is None and target is None and scenarios > FEW:
         number, target = max(FEW, round(SHARE * scenarios)), TARGET_ERROR
-        error_line(
+        note = (
             f"note: of {scenarios} scenarios the most telling {number} at most are measured, until "
             f"the expected error is {target:.0%}; --budget all measures every one"
         )
     if target is None and number == scenarios:
-        error_line(f"note: all {scenarios} scenarios are measured; --budget N chooses among them")
-        return None
+        return None, f"note: all {scenarios} scenarios are measured; --budget N chooses among them"
     from costprof.costmodel.sweep_search import sweep_search
 
-    return sweep_search(plan, budget=number, target=target, isolate=isolate)
+    return sweep_search(plan, budget=number, target=target, isolate=isolate), note
 
 
 def tell_step(step: Step) -> None:
