@@ -70,15 +70,17 @@ def fit_grouped(
     steps = 2 * len(folds) + 3
     held_tokens = token_set(points.tokens, max(len(folds), 1))
 
-    def part(step: int, keep: npt.NDArray[np.bool_]) -> Part:
+    def part(step: int, keep: npt.NDArray[np.bool_], power_of: Part | None = None) -> Part:
         tell("fitting layers", step, steps)
         at = np.flatnonzero(keep)
-        return _fit_part(measured, taken(work, at), at, start, start_power, spec.power_limit_w)
+        kept, kept_work = measured.take(at), taken(work, at)
+        return _fit_part(kept, kept_work, start, start_power, spec.power_limit_w, power_of)
 
     parts = {WHOLE: part(0, np.ones(len(points), dtype=bool))}
     parts |= {name: part(1 + name, fold != name) for name in folds}
     without_tokens = {
-        name: part(1 + len(folds) + name, (fold != name) & (held_tokens != name)) for name in folds
+        name: part(1 + len(folds) + name, (fold != name) & (held_tokens != name), parts[name])
+        for name in folds
     }
     if not folds:
         fold_of_shape = dict.fromkeys(fold_of_shape, WHOLE)
@@ -115,20 +117,22 @@ def _folds(points: LayerPoints) -> dict[str, int]:
 
 
 def _fit_part(
-    measured: Measured,
+    kept: Measured,
     work: LayerWork,
-    keep: npt.NDArray[np.int64],
     start: StageConstants,
     start_power: PowerConstants,
     limit_w: float,
+    power_of: Part | None,
 ) -> Part:
-    kept = measured.take(keep)
+    """Fit time and, unless it is taken from another part, power."""
     points, latency_us, power_w = kept.points, kept.latency_us, kept.power_w
     stages = {}
     for method, at in _methods(points):
         stages[method] = fit_stage_constants(taken(work, at), latency_us[at], start)
     analytic, features = analytic_us(stages, points, work, start)
     time = fit_trees(features, np.log(latency_us / analytic))
+    if power_of is not None:
+        return Part(stages, time, power_of.powers, power_of.power)
     known = np.flatnonzero(np.isfinite(power_w))
     if len(known) < _LEAST_POWERS:
         return Part(stages, time, {}, None)

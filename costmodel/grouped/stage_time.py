@@ -133,7 +133,6 @@ def _bound_us(product: Product, c: StageConstants) -> Array:
         _US * product.tile_bytes / c.cache_bytes_per_s,
         product.steps * c.step_us,
     )
-    total = bounds[0] ** power
-    for bound in bounds[1:]:
-        total = total + bound**power
-    return np.asarray(total ** (1.0 / power))
+    stacked = np.stack(bounds)
+    highest = stacked.max(axis=0)  # taken out, as powers of it may overflow
+    return np.asarray(highest * ((stacked / highest) ** power).sum(axis=0) ** (1.0 / power))

@@ -138,7 +138,8 @@ def _power_law(
         missing = tokens * top_k - int(draw.sum())
         ranks = draw.reshape(ep_size, -1)
         for rank, share in zip(ranks, _even(abs(missing), ep_size), strict=True):
-            _level(rank, share if missing > 0 else -share, tokens)
+            if share:
+                _level(rank, share if missing > 0 else -share, tokens)
     return counts
 
 
