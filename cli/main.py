@@ -12,6 +12,7 @@ from costprof.cli.doctor import doctor
 from costprof.cli.fit import fit
 from costprof.cli.ingest import ingest
 from costprof.cli.inspect import inspect
+from costprof.cli.report import report
 from costprof.cli.route import route
 from costprof.cli.sweep import sweep
 from costprof.cli.table import table
@@ -33,6 +34,7 @@ app.command()(sweep)
 app.command()(ingest)
 app.command()(inspect)
 app.command()(fit)
+app.command()(report)
 app.add_typer(table)
 app.command()(route)
 
