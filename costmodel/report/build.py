@@ -150,7 +150,7 @@ def _layer_section(frame: pa.Table, rows: pa.Table, spec: DeviceSpec, device: st
             "may lie above",
         ),
         surface_by_active(calls),
-        surface_by_choice(_one_rank(calls)),
+        surface_by_choice(*_one_rank(calls)),
         *energy_figures(calls, spec.power_limit_w, kinds),
         *driver_figures(calls, kinds, "", device),
     ]
@@ -161,10 +161,12 @@ def _layer_section(frame: pa.Table, rows: pa.Table, spec: DeviceSpec, device: st
     )
 
 
-def _one_rank(calls: Calls) -> Calls:
-    """The calls that were not sharded, where there are any."""
+def _one_rank(calls: Calls) -> tuple[Calls, str]:
+    """The calls that were not sharded, where there are any, and which they are."""
     whole = calls.ranks == 1
-    return calls.take(whole) if whole.any() else calls
+    if whole.all() or not whole.any():
+        return calls, ""
+    return calls.take(whole), " of the layers that are not sharded"
 
 
 def _reached(found: Roofline) -> list[Ceiling]:

@@ -56,6 +56,8 @@ class Drivers:
 def drivers(features: Mapping[str, Array], target: Array, group: Strings) -> Drivers | None:
     """Return what predicts `target` [n], or None where too few calls or features are known.
 
+    A target that never varies has no drivers either.
+
     Boosted trees on the target's logarithm, fitted without one part of the groups and judged on it
     by scikit-learn's `permutation_importance` (Breiman, Machine Learning 45, 2001), averaged over
     the parts. Features that never vary, or are unknown everywhere, are left out.
@@ -64,7 +66,7 @@ def drivers(features: Mapping[str, Array], target: Array, group: Strings) -> Dri
     known = known[sampled(len(known), _MOST_CALLS)]
     groups = np.unique(group[known])
     varied = [name for name, values in features.items() if _varies(values[known])]
-    if len(known) < LEAST_CALLS or len(groups) < 2 or not varied:
+    if len(known) < LEAST_CALLS or len(groups) < 2 or not varied or not _varies(target[known]):
         return None
     x = np.stack([features[name][known] for name in varied], axis=1)
     y = np.log(target[known])
@@ -74,8 +76,7 @@ def drivers(features: Mapping[str, Array], target: Array, group: Strings) -> Dri
         for i, name in enumerate(varied)
     ]
     found.sort(key=lambda each: (-each.importance, each.name))
-    spread = float(((y - y.mean()) ** 2).sum())
-    r2 = 1.0 - float(((y - predicted) ** 2).sum()) / spread if spread else 0.0
+    r2 = 1.0 - float(((y - predicted) ** 2).sum() / ((y - y.mean()) ** 2).sum())
     return Drivers(found, len(known), len(groups), r2)
 
 
@@ -104,8 +105,10 @@ def _importances(x: Array, y: Array, group: Strings) -> tuple[Array, Array]:
 
 
 def _spearman(x: Array, y: Array) -> float:
-    """Spearman's rank correlation over the pairs where `x` is known."""
+    """Spearman's rank correlation where `x` is known; NaN where one does not vary there."""
     known = np.isfinite(x)
+    if not (_varies(x[known]) and _varies(y[known])):
+        return float("nan")
     return float(np.corrcoef(rankdata(x[known]), rankdata(y[known]))[0, 1])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from costprof.core.expert import DTYPE_BYTES
+from costprof.core.work import Work, op_work
 from costprof.costmodel.assemble import curve_rows
 from costprof.costmodel.composition import fit_compositions
 from costprof.costmodel.devices import DeviceSpec
 from costprof.costmodel.energy import power_curve
-from costprof.costmodel.measurements import measured_curves
+from costprof.costmodel.measurements import expert_of, measured_curves
 from costprof.costmodel.predict import Roofline
 from costprof.costmodel.report.calls import Array, Calls, Errors, HeldOut, Strings
 from costprof.costmodel.residual import fit_latency
@@ -88,6 +91,9 @@ def _calls(rows: list[dict[str, Any]]) -> Calls:
     ranks = np.where(np.isnan(column("ep_size")), 1.0, column("ep_size") * column("tp_size"))
     per_rank = column("tokens")
     batch = column("batch_tokens")
+    works = [_work(row) for row in rows]
+    flops = np.array([work.flops for work in works])
+    size = np.array([work.bytes for work in works])
     precision = [_precision(row) for row in rows]
     shape = [_shape(row) for row in rows]
     choice = [
@@ -105,19 +111,19 @@ def _calls(rows: list[dict[str, Any]]) -> Calls:
         ),
         tokens=np.where(np.isnan(batch), per_rank, batch),
         latency_us=column("latency_us_p50"),
-        flops=column("flops"),
-        bytes=column("weight_bytes") + column("activation_bytes"),
+        flops=flops,
+        bytes=size,
         energy_mj=np.array([_energy(row) for row in rows]),
         power_w=column("power_mean_w"),
         rise_c=column("temp_rise_c"),
         ranks=ranks,
         active=np.array([float(sum(n > 0 for n in each)) if each else 1.0 for each in counts]),
         even=np.array([not each or max(each) - min(each) <= 1 for each in counts]),
-        features=_features(rows),
+        features=_features(rows, flops, size),
     )
 
 
-def _features(rows: list[dict[str, Any]]) -> dict[str, Array]:
+def _features(rows: list[dict[str, Any]], flops: Array, size: Array) -> dict[str, Array]:
     """What is known of a call before it is made; names and states as numbers."""
 
     def number(value: Any) -> float:
@@ -125,11 +131,9 @@ def _features(rows: list[dict[str, Any]]) -> dict[str, Array]:
 
     found = {
         name: np.array([number(row[name]) for row in rows])
-        for name in ("tokens", "d_model", "d_ff", "context_len", "experts", "top_k", "flops")
+        for name in ("tokens", "d_model", "d_ff", "context_len", "experts", "top_k")
     }
-    size = np.array([row["weight_bytes"] + row["activation_bytes"] for row in rows])
-    found["bytes"] = size
-    found["flops_per_byte"] = found["flops"] / size
+    found.update(flops=flops, bytes=size, flops_per_byte=flops / size)
     found["weight_bits"] = np.array(
         [_BITS.get(row["quantisation"], 8.0 * DTYPE_BYTES[row["dtype"]]) for row in rows]
     )
@@ -189,6 +193,15 @@ def _errors(what: str, method: str, values: Mapping[str, Any]) -> Errors:
         values["p90"],
         coverage,
     )
+
+
+def _work(row: Mapping[str, Any]) -> Work:
+    """Compulsory work, from shapes as the fit has it; a layer's is that of its active experts."""
+    expert = expert_of(row)
+    if row["op"] != "layer":
+        return op_work(expert, row["op"], row["tokens"])
+    parts = [op_work(expert, "expert", count) for count in row["counts"] if count]
+    return functools.reduce(operator.add, parts)
 
 
 def _precision(row: Mapping[str, Any]) -> str:

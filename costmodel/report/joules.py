@@ -89,8 +89,8 @@ def choices(calls: Calls, kind: str) -> Figure | None:
     return Figure(
         name="pareto",
         title="Choices for one shape",
-        caption=f"Every way {shape} was measured ({len(some)} calls{shared}): batch, precision, "
-        "kernel, shard. On the front no other is both faster and cheaper per token. "
+        caption=f"Calls of {shape} with tokens spread evenly, in every batch, precision, kernel "
+        f"and shard measured{shared}. On the front no other is both faster and cheaper per token. "
         f"Energy is {kind}. "
         f"{drawn_of(len(some))}",
         numbers=Numbers(("tokens", "choice on the front", "latency µs", "mJ per token"), rows),

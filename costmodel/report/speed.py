@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from costprof.costmodel.report.axes import log_axis
+from costprof.costmodel.report.axes import log_axis, short
 from costprof.costmodel.report.binning import binned, count_bins
 from costprof.costmodel.report.calls import Calls
 from costprof.costmodel.report.chart import REFERENCE, Line, Mark, chart
@@ -77,8 +77,8 @@ def roofline(calls: Calls, ceilings: Sequence[Ceiling], origin: str) -> Figure:
     )
 
 
-def surface_by_choice(calls: Calls) -> Figure:
-    """Draw latency over tokens and shape: of several ways to do the same, the fastest."""
+def surface_by_choice(calls: Calls, which: str = "") -> Figure:
+    """Draw latency over tokens and shape; `which` calls are drawn, in words."""
     names, counts = np.unique(calls.cell, return_counts=True)
     most = sorted(str(names[i]) for i in np.argsort(-counts, kind="stable")[:_MOST_ROWS])
     some = calls.take(np.isin(calls.cell, most))
@@ -90,8 +90,9 @@ def surface_by_choice(calls: Calls) -> Figure:
         most,
         name="surface-shape",
         title="Latency over tokens and shape",
-        caption="Median latency; shades follow its logarithm."
-        + (f" The {len(most)} shapes measured most, {beyond} more are left out." if beyond else ""),
+        caption="Median latency"
+        + which
+        + (f"; the {len(most)} shapes measured most, {beyond} more are left out" if beyond else ""),
     )
 
 
@@ -110,8 +111,8 @@ def surface_by_active(calls: Calls) -> Figure | None:
         [f"{row} active" for row in rows],
         name="surface-active",
         title="Latency over tokens and active experts",
-        caption=f"Layers of {shape}, the shape measured most: the median over its precisions, "
-        "shards and routings. Experts awake on the rank measured; shades follow the logarithm.",
+        caption=f"Layers of {shape}, the shape measured most: median over its precisions, shards "
+        "and routings, by the experts awake on the rank measured",
     )
 
 
@@ -132,7 +133,8 @@ def _surface(
     return Figure(
         name=name,
         title=title,
-        caption=caption,
+        caption=f"{caption}. Shades follow the logarithm, from {short(np.nanmin(values))} to "
+        f"{short(np.nanmax(values))} µs.",
         numbers=Numbers(("µs at tokens", *columns), cells),
         svg=heat_map(values, columns, rows, "tokens", title, "µs"),
     )
