@@ -46,6 +46,8 @@ def print_figures(console: Console, manifest: Manifest) -> None:
             _add(table, f"layer energy ({layer['energy_source']})", layer["energy"])
     if table.row_count:
         console.print(table)
+    if "grouped" in figures:
+        _print_grouped(console, figures["grouped"])
     if "modelled" in figures.get("energy", {}):
         console.print(
             "energy is modelled: its figures compare with the power model, not with a meter",
@@ -53,6 +55,24 @@ def print_figures(console: Console, manifest: Manifest) -> None:
         )
     for note in manifest.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
+
+
+_LEFT_OUT = {"new_shapes": "layers of new shapes", "known_groups": "layers of known groups"}
+
+
+def _print_grouped(console: Console, figures: dict[str, Any]) -> None:
+    table = Table(box=None, header_style="bold")
+    for name in ("left out", "predicted by"):
+        table.add_column(name)
+    for name in ("n", "MAPE %", "median %", "p90 %", ""):
+        table.add_column(name, justify="right")
+    for kind, title in _LEFT_OUT.items():
+        for method, errors in figures[kind].items():
+            chosen = "chosen" if method == figures["chosen"][kind] else ""
+            numbers = [f"{errors[each]:.1f}" for each in ("mape", "median", "p90")]
+            table.add_row(title, method, f"{errors['points']:.0f}", *numbers, chosen)
+            title = ""
+    console.print(table)
 
 
 def _add(table: Table, left_out: str, methods: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from costprof.cli.console import print_json
 from costprof.core.errors import InputError
 
 if TYPE_CHECKING:
-    from costprof.costmodel.fit import FittedTable
+    from costprof.costmodel.fitted import FittedTable
 
 
 def fit(
@@ -40,7 +40,7 @@ def fit(
         writable_folder(out.parent)
     fitted = _fit_with_progress(dataset)
     writable_folder(out.parent)
-    manifest = write_table(out, fitted.rows, fitted.manifest)
+    manifest = write_table(out, fitted.rows, fitted.manifest, fitted.model)
     if as_json:
         print_json({"out": str(out), "rows": fitted.rows.num_rows, **manifest.to_dict()})
         return

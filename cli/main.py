@@ -9,9 +9,11 @@ import typer
 
 from costprof.cli.console import error_line
 from costprof.cli.doctor import doctor
+from costprof.cli.evaluate import evaluate
 from costprof.cli.fit import fit
 from costprof.cli.ingest import ingest
 from costprof.cli.inspect import inspect
+from costprof.cli.predict import predict
 from costprof.cli.report import report
 from costprof.cli.route import route
 from costprof.cli.sweep import sweep
@@ -34,8 +36,10 @@ app.command()(sweep)
 app.command()(ingest)
 app.command()(inspect)
 app.command()(fit)
-app.command()(report)
 app.add_typer(table)
+app.command()(predict)
+app.command()(evaluate)
+app.command()(report)
 app.command()(route)
 
 

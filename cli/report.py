@@ -11,8 +11,6 @@ from costprof.cli.console import print_json
 from costprof.core.errors import InputError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from costprof.costmodel.report.figure import Report
 
 
@@ -20,7 +18,7 @@ def report(
     dataset: Annotated[Path, typer.Argument(help="Folder that sweep or ingest wrote.")],
     out: Annotated[Path, typer.Option(help="The page, an HTML file.")],
     split: Annotated[
-        str, typer.Option(help="What predictions do not see: token, shape or sparse:F.")
+        str, typer.Option(help="What predictions do not see: token, shape, sparse:F or fewshot:K.")
     ] = "token",
     force: Annotated[bool, typer.Option("--force", help="Overwrite the page.")] = False,
     as_json: Annotated[
@@ -63,11 +61,4 @@ def _make_with_progress(dataset: Path, split: str) -> Report:
     from costprof.costmodel.report.build import make_report
 
     with stages() as tell:
-        return make_report(dataset, split, _held_out_layers, tell)
-
-
-def _held_out_layers(dataset: Path, split: str) -> pa.Table:
-    # Only a dataset of whole layers needs it, and it is long to load.
-    from costprof.costmodel.evaluation.frame import held_out_layers  # type: ignore[import-not-found]
-
-    return held_out_layers(dataset, split)
+        return make_report(dataset, split, tell)

@@ -72,7 +72,8 @@ def describe(folder: Path, rows: list[dict[str, Any]]) -> Description:
     except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder, error) from error
     if not moes and not usable:
-        notes.append("only parts of experts were measured: the table prices no MoE")
+        what = "whole layers" if any(row["op"] == "layer" for row in rows) else "parts of experts"
+        notes.append(f"only {what} were measured: the table names no MoE")
     elif not moes:
         experts = tuple(sorted({row["class_id"] for row in rows if row["op"] == "expert"}))
         moes = [MoeSpec(name="measured", top_k=1, class_of_expert=experts or tuple(usable))]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,13 @@ from costprof.costmodel.composition import MIN_LAYERS, fit_compositions
 from costprof.costmodel.description import dataset_hash, describe, mixed_conditions
 from costprof.costmodel.devices import spec_for
 from costprof.costmodel.energy import known_energy, power_curve
+from costprof.costmodel.fit_layers import LEAST_LAYERS, fit_layer_rows
+from costprof.costmodel.fitted import FittedTable, Progress
+from costprof.costmodel.grouped.dataset import named_layers
 from costprof.costmodel.manifest import Composition, Manifest, MoeSpec, SourceDataset
 from costprof.costmodel.measurements import MeasuredCurve, is_usable, measured_curves
 from costprof.costmodel.residual import fit_latency
-from costprof.costmodel.rows import rows_table
+from costprof.costmodel.rows import rows_table, sorted_rows
 from costprof.costmodel.tiled_layers import tiled_layers
 from costprof.costmodel.validation import (
     calibrated,
@@ -28,25 +30,14 @@ from costprof.costmodel.validation import (
 )
 from costprof.profiler.dataset import read_measurements
 
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, the steps done and their number."""
-
 METHOD = (
     "leave one token count out; ceilings and residual refitted without it; "
     "errors are of the median latency, in percent"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class FittedTable:
-    """Rows of `TABLE_SCHEMA` and their manifest, ready for `write_table`."""
-
-    rows: pa.Table
-    manifest: Manifest
-
-
 def fit_dataset(folder: Path, progress: Progress | None = None) -> FittedTable:
-    """Fit the dataset in `folder`.
+    """Fit the dataset in `folder`: its experts one by one, layers of a named routing together.
 
     Failed and unusable rows are counted and skipped, noisy ones weigh less. Deterministic: the same
     dataset gives the same table.
@@ -56,15 +47,44 @@ def fit_dataset(folder: Path, progress: Progress | None = None) -> FittedTable:
     """
     tell = progress or (lambda stage, done, total: None)
     tell("reading", 0, 1)
-    rows: list[dict[str, Any]] = read_measurements(folder).to_pylist()
+    everything = read_measurements(folder)
+    named = named_layers(everything)
+    few = named.num_rows < LEAST_LAYERS
+    layers = None if few else fit_layer_rows(folder, named, tell)
+    if layers is not None and named.num_rows == everything.num_rows:
+        return layers
+    rows: list[dict[str, Any]] = everything.to_pylist()
     usable = [row for row in rows if is_usable(row)]
-    experts = [row for row in usable if row["op"] != "layer"]
-    if not experts:
+    if not any(row["op"] != "layer" for row in usable):
+        if layers is not None:
+            return layers
+        hint = f"; {named.num_rows} layers are too few to fit" if named.num_rows else ""
         raise DatasetError(
-            f"none of the {len(rows)} rows of {folder} is a usable measurement of an expert",
+            f"none of the {len(rows)} rows of {folder} is a usable measurement of an expert{hint}",
             "no table was fitted",
             f"see costprof inspect {folder} for what failed",
         )
+    experts = _fit_experts(folder, rows, usable, tell)
+    return experts if layers is None else _joined(experts, layers)
+
+
+def _joined(experts: FittedTable, layers: FittedTable) -> FittedTable:
+    rows = sorted_rows(pa.concat_tables([experts.rows, layers.rows]))
+    used = experts.manifest.sources[0].rows_used + layers.manifest.sources[0].rows_used
+    source = dataclasses.replace(experts.manifest.sources[0], rows_used=used)
+    manifest = dataclasses.replace(
+        experts.manifest,
+        sources=(source,),
+        validation={**experts.manifest.validation, **layers.manifest.validation},
+        notes=(*experts.manifest.notes, *layers.manifest.notes),
+    )
+    return FittedTable(rows, manifest, layers.model)
+
+
+def _fit_experts(
+    folder: Path, rows: list[dict[str, Any]], usable: list[dict[str, Any]], tell: Progress
+) -> FittedTable:
+    experts = [row for row in usable if row["op"] != "layer"]
     described = describe(folder, experts)
     curves = measured_curves(experts)
     spec = spec_for(described.device, units=_threads(experts))

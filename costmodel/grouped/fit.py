@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +16,11 @@ from costprof.costmodel.grouped.field import FieldScales, Sites
 from costprof.costmodel.grouped.fit_field import fit_scales
 from costprof.costmodel.grouped.fit_stages import fit_stage_constants
 from costprof.costmodel.grouped.fit_trees import fit_trees
-from costprof.costmodel.grouped.intervals import Calibration, doubt_bins
+from costprof.costmodel.grouped.intervals import Calibration
 from costprof.costmodel.grouped.model import (
     WHOLE,
     Base,
     GroupedModel,
-    GroupFields,
     Measured,
     Part,
     analytic_power_w,
@@ -30,6 +30,7 @@ from costprof.costmodel.grouped.model import (
 from costprof.costmodel.grouped.points import LayerPoints
 from costprof.costmodel.grouped.power import PowerConstants, fit_power_constants
 from costprof.costmodel.grouped.stage_time import StageConstants
+from costprof.costmodel.grouped.validate import chosen_model, token_set
 from costprof.costmodel.grouped.work import LayerWork, layer_work, taken
 
 Array = npt.NDArray[np.float64]
@@ -41,28 +42,19 @@ LEAST_LAYERS = 200
 FOLDS = 5
 _LEAST_OF_A_METHOD = 20
 _LEAST_POWERS = 200
-_PAIRS = ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5))  # weights of the learned and the analytic field
-_SPARSE = 0.1  # share kept when the doubt of thinly measured groups is calibrated
-_LARGEST_GROUP = 600  # of it, a sample is enough to calibrate by
+_UNTRUSTED = 0.3  # weight of a power read over too short a window
 
 
 @dataclass(frozen=True)
 class GroupedFit:
-    """The model, and the cross-validated figures it was chosen by: name → errors in percent."""
+    """The model, and the cross-validated figures it was chosen by, as plain JSON values.
+
+    `figures` has the errors of each candidate in percent under `new_shapes` and `known_groups`,
+    and under `chosen` the names of the two that are used.
+    """
 
     model: GroupedModel
-    candidates: dict[str, dict[str, float]]
-
-
-@dataclass(frozen=True)
-class _LeftOut:
-    """Errors of left-out predictions, and what the intervals are calibrated by; all [n]."""
-
-    latency_error: Array
-    latency_std: Array
-    energy_error: Array
-    energy_std: Array
-    bins: npt.NDArray[np.int64]
+    figures: dict[str, Any]
 
 
 def fit_grouped(
@@ -74,15 +66,21 @@ def fit_grouped(
     fold_of_shape = _folds(points)
     fold = np.array([fold_of_shape[shape] for shape in points.shape.tolist()])
     start, start_power = StageConstants.of_spec(spec), PowerConstants.of_spec(spec)
-    names = [WHOLE, *sorted(set(fold.tolist()))] if len(fold_of_shape) > 1 else [WHOLE]
-    parts: dict[int, Part] = {}
-    for done, name in enumerate(names):
-        tell("fitting layers", done, len(names) + 2)
-        keep = np.flatnonzero(fold != name)
-        parts[name] = _fit_part(
-            measured, taken(work, keep), keep, start, start_power, spec.power_limit_w
-        )
-    if len(names) == 1:
+    folds = sorted(set(fold.tolist())) if len(fold_of_shape) > 1 else []
+    steps = 2 * len(folds) + 3
+    held_tokens = token_set(points.tokens, max(len(folds), 1))
+
+    def part(step: int, keep: npt.NDArray[np.bool_]) -> Part:
+        tell("fitting layers", step, steps)
+        at = np.flatnonzero(keep)
+        return _fit_part(measured, taken(work, at), at, start, start_power, spec.power_limit_w)
+
+    parts = {WHOLE: part(0, np.ones(len(points), dtype=bool))}
+    parts |= {name: part(1 + name, fold != name) for name in folds}
+    without_tokens = {
+        name: part(1 + len(folds) + name, (fold != name) & (held_tokens != name)) for name in folds
+    }
+    if not folds:
         fold_of_shape = dict.fromkeys(fold_of_shape, WHOLE)
         fold[:] = WHOLE
     model = GroupedModel(
@@ -97,11 +95,11 @@ def fit_grouped(
         latency_intervals=Calibration.of_scores(np.empty(0), np.empty(0, dtype=np.int64)),
         energy_intervals=Calibration.of_scores(np.empty(0), np.empty(0, dtype=np.int64)),
     )
-    tell("fitting layers", len(names), len(names) + 2)
+    tell("fitting layers", steps - 2, steps)
     base = _crossed(model, points, work, fold)
     model = dataclasses.replace(model, scales=_scales(measured, base))
-    tell("fitting layers", len(names) + 1, len(names) + 2)
-    return _chosen(model, measured, base)
+    tell("fitting layers", steps - 1, steps)
+    return GroupedFit(*chosen_model(model, measured, base, without_tokens))
 
 
 def _folds(points: LayerPoints) -> dict[str, int]:
@@ -124,8 +122,8 @@ def _fit_part(
     start_power: PowerConstants,
     limit_w: float,
 ) -> Part:
-    points, latency_us = measured.points.take(keep), measured.latency_us[keep]
-    power_w = measured.power_w[keep]
+    kept = measured.take(keep)
+    points, latency_us, power_w = kept.points, kept.latency_us, kept.power_w
     stages = {}
     for method, at in _methods(points):
         stages[method] = fit_stage_constants(taken(work, at), latency_us[at], start)
@@ -145,7 +143,10 @@ def _fit_part(
     first = analytic_power_w(powers, some, some_work, some_us, start_power, limit_w)
     x = power_features(features[known], some_work, some_us)
     # Readings of power have a heavy tail of low outliers, hence the absolute error.
-    ratio = fit_trees(x, np.log(power_w / first), loss="absolute_error")
+    weight = None
+    if kept.power_trusted is not None:
+        weight = np.where(kept.power_trusted[known], 1.0, _UNTRUSTED)
+    ratio = fit_trees(x, np.log(power_w / first), loss="absolute_error", weight=weight)
     return Part(stages, time, powers, ratio)
 
 
@@ -176,161 +177,3 @@ def _scales(measured: Measured, base: Base) -> tuple[FieldScales, FieldScales, F
     start = FieldScales(noise_std=0.05)
     residual = np.log(measured.power_w[at] / base.power_w[at])
     return found[0], found[1], fit_scales(sites.take(at), residual, points.group[at], start)
-
-
-def _chosen(model: GroupedModel, measured: Measured, base: Base) -> GroupedFit:
-    """Choose how to predict new shapes and known groups, and calibrate the intervals of that."""
-    log_us = np.log(measured.latency_us)
-    new = {
-        "analytic": log_us - np.log(base.analytic_us),
-        "analytic x trees": log_us - np.log(base.latency_us),
-    }
-    crossed = len(model.parts) > 1
-    use_trees = not crossed or _mape(new["analytic x trees"]) <= _mape(new["analytic"])
-    tried = {
-        pair: _left_out_in_groups(dataclasses.replace(model, fields=pair), measured)
-        for pair in _PAIRS
-    }
-    best = min(tried, key=lambda pair: _mape(tried[pair].latency_error))
-    model = dataclasses.replace(model, use_trees=use_trees, fields=best)
-    every = [tried[best]]
-    if crossed:
-        every.append(_as_new_groups(model, measured, base))
-    known = tuple(np.concatenate([getattr(each, f.name) for each in every]) for f in _leaves())
-    all_of = _LeftOut(*known)
-    energy = np.isfinite(all_of.energy_error)
-    names = ("trees + field", "analytic + field", "both fields")
-    return GroupedFit(
-        dataclasses.replace(
-            model,
-            latency_intervals=Calibration.of_scores(
-                np.abs(all_of.latency_error) / all_of.latency_std, all_of.bins
-            ),
-            energy_intervals=Calibration.of_scores(
-                np.abs(all_of.energy_error[energy]) / all_of.energy_std[energy],
-                all_of.bins[energy],
-            ),
-        ),
-        {
-            **({name: _figures(errors) for name, errors in new.items()} if crossed else {}),
-            **{
-                name: _figures(tried[pair].latency_error)
-                for name, pair in zip(names, _PAIRS, strict=True)
-            },
-            "chosen for new shapes": {"analytic x trees" if use_trees else "analytic": 1.0},
-            "chosen for known groups": {names[_PAIRS.index(best)]: 1.0},
-        },
-    )
-
-
-def _leaves() -> tuple[dataclasses.Field[object], ...]:
-    return dataclasses.fields(_LeftOut)
-
-
-def _left_out_in_groups(model: GroupedModel, measured: Measured) -> _LeftOut:
-    """Leave out, group by group: one token count, one curve, and nine tenths of the layers."""
-    rng = np.random.default_rng(0)
-    found = []
-    for name in np.unique(measured.points.group):
-        at = np.flatnonzero(measured.points.group == name)
-        if len(at) < 4:
-            continue
-        if len(at) > _LARGEST_GROUP:
-            at = np.sort(rng.choice(at, _LARGEST_GROUP, replace=False))
-        own = _subset(measured, at)
-        fields = GroupFields.of(model, own)
-        base = model.base(own.points, fields.fold)
-        tokens = np.unique(own.points.tokens, return_inverse=True)[1]
-        curves = np.unique(own.points.curve, return_inverse=True)[1]
-        found += [_one_scheme(model, own, fields, base, parts) for parts in (tokens, curves)]
-        kept = rng.random(len(at)) < _SPARSE
-        if kept.sum() >= 2 and not kept.all():
-            thin = GroupFields.of(model, _subset(own, np.flatnonzero(kept)))
-            rest = _subset(own, np.flatnonzero(~kept))
-            found.append(_judged(model, rest, *thin.predict(rest.points), known=True))
-    if not found:
-        empty = np.empty(0)
-        return _LeftOut(empty, empty, empty, empty, np.empty(0, dtype=np.int64))
-    return _LeftOut(*(np.concatenate([getattr(f, x.name) for f in found]) for x in _leaves()))
-
-
-def _one_scheme(
-    model: GroupedModel,
-    own: Measured,
-    fields: GroupFields,
-    base: Base,
-    parts: npt.NDArray[np.int64],
-) -> _LeftOut:
-    (weight, other), (learned, _, powers) = model.fields, model.scales
-    first, first_variance = fields.learned.left_out(parts)
-    second, second_variance = fields.analytic.left_out(parts)
-    log_us = weight * (np.log(base.latency_us) + first) + other * (
-        np.log(base.analytic_us) + second
-    )
-    variance = weight * first_variance + other * second_variance
-    noise = learned.noise_variance(own.points.load.spread)
-    novelty = np.clip((first_variance - noise) / learned.prior_variance(), 0.0, 1.0)
-    log_w = np.log(base.power_w)
-    power_variance = np.full(len(log_w), powers.prior_variance() + powers.noise_std**2)
-    if fields.power is not None:
-        trusted = np.flatnonzero(np.isfinite(own.power_w) & np.isfinite(base.power_w))
-        shift, power_variance[trusted] = fields.power.left_out(parts[trusted])
-        log_w[trusted] = np.minimum(log_w[trusted] + shift, np.log(model.limit_w))
-    return _judged(model, own, log_us, variance, log_w, power_variance, novelty, known=True)
-
-
-def _as_new_groups(model: GroupedModel, measured: Measured, base: Base) -> _LeftOut:
-    learned, _, powers = model.scales
-    size = len(measured.points)
-    noise = learned.noise_variance(measured.points.load.spread)
-    return _judged(
-        model,
-        measured,
-        np.log(base.latency_us if model.use_trees else base.analytic_us),
-        learned.prior_variance() + noise,
-        np.log(base.power_w),
-        np.full(size, powers.prior_variance() + powers.noise_std**2),
-        np.ones(size),
-        known=False,
-    )
-
-
-def _judged(
-    model: GroupedModel,
-    truth: Measured,
-    log_us: Array,
-    variance: Array,
-    log_w: Array,
-    power_variance: Array,
-    novelty: Array,
-    *,
-    known: bool,
-) -> _LeftOut:
-    latency_error = np.log(truth.latency_us) - log_us
-    return _LeftOut(
-        latency_error=latency_error,
-        latency_std=np.sqrt(variance),
-        energy_error=latency_error + np.log(truth.power_w) - log_w,
-        energy_std=np.sqrt(variance + power_variance),
-        bins=doubt_bins(novelty, np.full(len(log_us), known), truth.points.tokens),
-    )
-
-
-def _subset(measured: Measured, at: npt.NDArray[np.int64]) -> Measured:
-    return Measured(measured.points.take(at), measured.latency_us[at], measured.power_w[at])
-
-
-def _mape(log_error: Array) -> float:
-    return float(np.abs(np.expm1(-log_error)).mean()) if len(log_error) else np.inf
-
-
-def _figures(log_error: Array) -> dict[str, float]:
-    error = 100.0 * np.abs(np.expm1(-log_error))
-    if not len(error):
-        return {"layers": 0.0}
-    return {
-        "mape": float(error.mean()),
-        "median": float(np.median(error)),
-        "p90": float(np.quantile(error, 0.9)),
-        "layers": float(len(error)),
-    }

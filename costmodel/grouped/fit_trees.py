@@ -15,8 +15,13 @@ Array = npt.NDArray[np.float64]
 Loss = Literal["squared_error", "absolute_error"]
 
 
-def fit_trees(x: Array, y: Array, *, loss: Loss = "squared_error") -> Trees:
-    """Return trees fitted to `y` [n] over `x` [n, features]; the same data give the same trees."""
+def fit_trees(
+    x: Array, y: Array, *, loss: Loss = "squared_error", weight: Array | None = None
+) -> Trees:
+    """Return trees fitted to `y` [n] over `x` [n, features], rows weighing `weight` [n].
+
+    The same data give the same trees.
+    """
     model = HistGradientBoostingRegressor(
         loss=loss,
         max_iter=300,
@@ -26,7 +31,7 @@ def fit_trees(x: Array, y: Array, *, loss: Loss = "squared_error") -> Trees:
         l2_regularization=1.0,
         early_stopping=False,
         random_state=0,
-    ).fit(x, y)
+    ).fit(x, y, sample_weight=weight)
     # One tree an iteration. The nodes are scikit-learn's own record; a test holds that reading
     # them this way predicts what it predicts.
     nodes = [predictors[0].nodes for predictors in model._predictors]

@@ -17,6 +17,8 @@ Array = npt.NDArray[np.float64]
 Bins = npt.NDArray[np.int64]
 
 COVERAGE = 0.9
+Z90 = 1.6448536269514722
+"""Half width of a normal 90 % interval, in standard deviations."""
 _NOVELTY = (0.1, 0.3, 0.6)  # share of the prior variance left; of a new group, the last bin
 _FEW_TOKENS = 64.0
 _LEAST = 30
@@ -38,7 +40,7 @@ class Calibration:
     @classmethod
     def of_scores(cls, scores: Array, bins: Bins) -> Calibration:
         """Return the quantiles of `scores` [n] = |log error| / std; thin bins borrow from all."""
-        overall = _quantile(scores) if len(scores) else 1.645
+        overall = _quantile(scores) if len(scores) else Z90
         factor = np.full(N_BINS, overall)
         for at in range(N_BINS):
             inside = scores[bins == at]

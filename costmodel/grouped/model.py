@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,11 +47,22 @@ class Part:
 
 @dataclass(frozen=True)
 class Measured:
-    """Layers measured, with latency [n] and power [n], NaN where it is unknown or not trusted."""
+    """Layers measured; all [n].
+
+    `power_w` is NaN where it is not known; `power_trusted` is False where the window it was read
+    over was too short, which counts less. None: all are trusted.
+    """
 
     points: LayerPoints
     latency_us: Array
     power_w: Array
+    power_trusted: npt.NDArray[np.bool_] | None = None
+
+    def take(self, index: npt.NDArray[Any]) -> Measured:
+        """Return the layers at `index` (positions or a mask)."""
+        trusted = None if self.power_trusted is None else self.power_trusted[index]
+        points = self.points.take(index)
+        return Measured(points, self.latency_us[index], self.power_w[index], trusted)
 
 
 @dataclass(frozen=True)
@@ -151,9 +163,30 @@ class GroupedModel:
                 at, have = np.flatnonzero(points.group == name), np.flatnonzero(groups == name)
                 own = GroupFields.of(self, _thinned(measured, have))
                 found = own.predict(points.take(at))
-                log_latency[at], variance[at], log_power[at], power_variance[at] = found[:4]
-                novelty[at], known[at] = found[4], True
+                log_latency[at] = self._weighed(found.learned, found.analytic)
+                variance[at] = self._weighed(found.learned_variance, found.analytic_variance)
+                log_power[at], power_variance[at] = found.log_power, found.power_variance
+                novelty[at], known[at] = found.novelty, True
         return Centre(log_latency, variance, log_power, power_variance, novelty, known)
+
+    def _weighed(self, learned: Array, analytic: Array) -> Array:
+        return self.fields[0] * learned + self.fields[1] * analytic
+
+
+@dataclass(frozen=True)
+class GroupPrediction:
+    """What the fields of a group say of n layers; logarithms and their variances, all [n].
+
+    `novelty` is the share of the prior variance that its measurements leave.
+    """
+
+    learned: Array
+    learned_variance: Array
+    analytic: Array
+    analytic_variance: Array
+    log_power: Array
+    power_variance: Array
+    novelty: Array
 
 
 @dataclass(frozen=True)
@@ -174,11 +207,11 @@ class GroupFields:
         base, sites = model.base(points, fold), Sites.of_points(points)
         learned, analytic, powers = model.scales
         log_us = np.log(measured.latency_us)
-        trusted = np.flatnonzero(np.isfinite(measured.power_w) & np.isfinite(base.power_w))
+        read = np.flatnonzero(np.isfinite(measured.power_w) & np.isfinite(base.power_w))
         power = None
-        if len(trusted):
-            residual = np.log(measured.power_w[trusted] / base.power_w[trusted])
-            power = Field(sites.take(trusted), residual, powers)
+        if len(read):
+            residual = np.log(measured.power_w[read] / base.power_w[read])
+            power = Field(sites.take(read), residual, powers)
         return cls(
             model,
             fold,
@@ -187,24 +220,27 @@ class GroupFields:
             power,
         )
 
-    def predict(self, points: LayerPoints) -> tuple[Array, Array, Array, Array, Array]:
-        """Return log latency, its variance, log power, its variance and novelty of `points`."""
+    def predict(self, points: LayerPoints) -> GroupPrediction:
+        """Return what both fields say of `points`."""
         base, sites = self.model.base(points, self.fold), Sites.of_points(points)
-        weights, (learned, _, powers) = self.model.fields, self.model.scales
-        first, first_variance = self.learned.predict(sites)
-        second, second_variance = self.analytic.predict(sites)
-        log_latency = weights[0] * (np.log(base.latency_us) + first) + weights[1] * (
-            np.log(base.analytic_us) + second
-        )
-        variance = weights[0] * first_variance + weights[1] * second_variance
-        left = first_variance - learned.noise_variance(sites.spread)
-        novelty = np.clip(left / learned.prior_variance(), 0.0, 1.0)
+        scales, _, powers = self.model.scales
+        learned, learned_variance = self.learned.predict(sites)
+        analytic, analytic_variance = self.analytic.predict(sites)
+        left = learned_variance - scales.noise_variance(sites.spread)
         log_power = np.log(base.power_w)
         power_variance = np.full(len(points), powers.prior_variance() + powers.noise_std**2)
         if self.power is not None:
             shift, power_variance = self.power.predict(sites)
             log_power = np.minimum(log_power + shift, np.log(self.model.limit_w))
-        return log_latency, variance, log_power, power_variance, novelty
+        return GroupPrediction(
+            learned=np.log(base.latency_us) + learned,
+            learned_variance=learned_variance,
+            analytic=np.log(base.analytic_us) + analytic,
+            analytic_variance=analytic_variance,
+            log_power=log_power,
+            power_variance=power_variance,
+            novelty=np.clip(left / scales.prior_variance(), 0.0, 1.0),
+        )
 
 
 def part_base(part: Part, points: LayerPoints, work: LayerWork, model: GroupedModel) -> Base:
@@ -258,7 +294,7 @@ def analytic_power_w(
 def _thinned(measured: Measured, at: npt.NDArray[np.int64]) -> Measured:
     if len(at) > MOST_IN_A_FIELD:
         at = np.sort(np.random.default_rng(0).choice(at, MOST_IN_A_FIELD, replace=False))
-    return Measured(measured.points.take(at), measured.latency_us[at], measured.power_w[at])
+    return measured.take(at)
 
 
 def _around(log_median: Array, half_width: Array) -> tuple[Array, Array, Array]:

@@ -132,7 +132,7 @@ def _power_law(
     uniform = np.random.default_rng(0).random((draws, experts))
     shares = ((high**power - low**power) * uniform + low**power) ** (1.0 / power)
     shares /= shares.sum(axis=1, keepdims=True)
-    counts = np.minimum(np.rint(shares * tokens * top_k).astype(np.int64), tokens)
+    counts: Counts = np.minimum(np.rint(shares * tokens * top_k).astype(np.int64), tokens)
     for draw in counts:
         missing = tokens * top_k - int(draw.sum())
         ranks = draw.reshape(ep_size, -1)

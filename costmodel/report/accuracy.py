@@ -41,9 +41,7 @@ def accuracy_figures(held_out: HeldOut) -> list[Figure]:
 def error_table(held_out: HeldOut) -> Figure:
     """List the errors of the model beside those of simpler methods."""
     rows: list[tuple[Cell, ...]] = [
-        (e.what, e.method, e.points, e.mape, e.median, e.p90, e.coverage)
-        for e in held_out.errors
-        if e.points
+        (e.what, e.method, e.points, e.mape, e.median, e.p90, e.coverage) for e in held_out.errors
     ]
     return Figure(
         name="errors",

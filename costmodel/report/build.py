@@ -13,6 +13,9 @@ import pyarrow.compute as pc
 from costprof.core.errors import DatasetError, InputError
 from costprof.costmodel.description import describe
 from costprof.costmodel.devices import DeviceSpec, spec_for
+from costprof.costmodel.evaluation.baselines import EIGHT_BITS
+from costprof.costmodel.evaluation.frame import held_out_layers
+from costprof.costmodel.grouped.dataset import named_layers
 from costprof.costmodel.grouped.fit import LEAST_LAYERS
 from costprof.costmodel.measurements import is_usable
 from costprof.costmodel.predict import Roofline
@@ -32,10 +35,8 @@ from costprof.costmodel.report.speed import (
 from costprof.profiler.dataset import read_measurements
 
 Progress = Callable[[str, int, int], None]
-HeldOutLayers = Callable[[Path, str], pa.Table]
-"""Folder of a dataset and a split to the frame of `costprof.costmodel.evaluation.frame`."""
 
-_SPLITS = re.compile(r"token|shape|sparse:(0?\.\d+)")
+_SPLITS = re.compile(r"token|shape|sparse:0?\.\d*[1-9]\d*|fewshot:[1-9]\d*")
 _MODELLED = "modelled from device constants, operations, bytes and time; no meter was read"
 _KINDS = {
     "modelled": _MODELLED,
@@ -47,9 +48,15 @@ _KINDS = {
 
 
 def make_report(
-    folder: Path, split: str, held_out_layers: HeldOutLayers, progress: Progress | None = None
+    folder: Path,
+    split: str,
+    progress: Progress | None = None,
+    *,
+    held_out: Callable[..., pa.Table] = held_out_layers,
 ) -> Report:
     """Return the report of the dataset in `folder`; the same dataset gives the same report.
+
+    `held_out` gives the frame of held-out layers, called as `held_out_layers` is.
 
     Raises:
         InputError: `split` is unknown, or the dataset cannot be split so.
@@ -59,11 +66,10 @@ def make_report(
     check_split(split)
     tell("reading", 0, 1)
     table = read_measurements(folder)
-    named = _named_layers(table)
-    rest = table.filter(pc.invert(named)).to_pylist()
-    usable = [row for row in rest if is_usable(row)]
+    layers = named_layers(table)
+    public = pc.and_(pc.equal(table["op"], "layer"), pc.is_null(table["counts"]))
+    usable = [row for row in table.filter(pc.invert(public)).to_pylist() if is_usable(row)]
     experts = [row for row in usable if row["op"] != "layer"]
-    layers = table.filter(named)
     if not experts and layers.num_rows < LEAST_LAYERS:
         raise DatasetError(
             f"{folder} has no usable expert and {layers.num_rows} whole layers of named routing",
@@ -83,8 +89,7 @@ def make_report(
     if experts:
         sections.append(_expert_section(usable, spec, described.device.name, tell))
     if layers.num_rows >= LEAST_LAYERS:
-        tell("predicting left-out layers", 0, 1)
-        frame = held_out_layers(folder, split)
+        frame = held_out(folder, split, progress=tell)
         sections.append(_layer_section(frame, layers, spec, described.device.name))
     return Report(
         title=described.name,
@@ -104,7 +109,7 @@ def check_split(split: str) -> None:
         raise InputError(
             f"--split {split!r} is unknown",
             "no report was made",
-            "use token, shape, or sparse:F with the fraction F of rows that is kept, as sparse:0.1",
+            "use token, shape, sparse:F with the fraction F of rows kept, or fewshot:K",
         )
 
 
@@ -136,18 +141,13 @@ def _expert_section(
 def _layer_section(frame: pa.Table, rows: pa.Table, spec: DeviceSpec, device: str) -> Section:
     calls, held_out = layer_calls(frame), layers_held_out(frame)
     kinds = _energy_kinds(rows.select(["energy_source"]).to_pylist())
-    ceilings = [
-        Ceiling(f"{spec.name}, {name}", peak, spec.memory_bytes_per_s)
-        for name, peak in spec.peak_flops.items()
-        if name in pc.unique(rows["dtype"]).to_pylist()
-    ]
+    ceilings = _datasheet(spec, set(rows["dtype"].to_pylist()), set(calls.precision))
     figures: list[Figure | None] = [
         *accuracy_figures(held_out),
         roofline(
             calls,
             ceilings,
-            f"{spec.name} by its datasheet; no rate of 8-bit operations is known, so layers in fp8 "
-            "may lie above",
+            f"{spec.name} by its datasheet, operations in 8 bits at twice the rate of 16",
         ),
         surface_by_active(calls),
         surface_by_choice(*_one_rank(calls)),
@@ -169,20 +169,23 @@ def _one_rank(calls: Calls) -> tuple[Calls, str]:
     return calls.take(whole), " of the layers that are not sharded"
 
 
+def _datasheet(spec: DeviceSpec, dtypes: set[str], precisions: set[str]) -> list[Ceiling]:
+    """Ceilings of the types at work; tensor cores multiply 8 bits twice as fast as 16."""
+    rates = {name: rate for name, rate in spec.peak_flops.items() if name in dtypes}
+    if precisions & set(EIGHT_BITS):
+        rates["8 bits"] = 2.0 * spec.peak_flops["bfloat16"]
+    return [
+        Ceiling(f"{spec.name}, {name}", rate, spec.memory_bytes_per_s)
+        for name, rate in rates.items()
+    ]
+
+
 def _reached(found: Roofline) -> list[Ceiling]:
     return [
         Ceiling(f"{kind.removesuffix('/none')}, {state} weights", peak, bandwidth)
         for kind, peak in sorted(found.peak_flops.items())
         for state, bandwidth in sorted(found.bytes_per_s.items())
     ]
-
-
-def _named_layers(table: pa.Table) -> pa.ChunkedArray:
-    """The usable layers of which the routing is named and no count known."""
-    layer = pc.and_(pc.equal(table["op"], "layer"), pc.is_null(table["counts"]))
-    usable = pc.and_(pc.not_equal(table["status"], "failed"), pc.is_valid(table["distribution"]))
-    positive = pc.fill_null(pc.greater(table["latency_us_p50"], 0.0), False)
-    return pc.fill_null(pc.and_(pc.and_(layer, usable), positive), False)
 
 
 def _facts(

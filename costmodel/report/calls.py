@@ -19,6 +19,7 @@ class Calls:
 
     Attributes:
         series: What they are told apart by in plots: op and precision.
+        precision: Storage of the weights.
         shape: Sizes; calls of one shape do the same work at the same tokens.
         choice: How that work was done: kernel, precision, shard, tile config.
         cell: Shape and choice, as rows of a cost surface.
@@ -35,6 +36,7 @@ class Calls:
     """
 
     series: Strings
+    precision: Strings
     shape: Strings
     choice: Strings
     cell: Strings
@@ -97,22 +99,3 @@ class HeldOut:
     baselines: Mapping[str, Array]
     errors: list[Errors]
     energy_note: str
-
-
-def errors_of(
-    what: str, method: str, predicted: Array, measured: Array, coverage: float | None = None
-) -> Errors:
-    """Return the errors of `predicted` [n], NaN where a method cannot say, against `measured`."""
-    known = np.isfinite(predicted) & np.isfinite(measured)
-    error = 100.0 * np.abs(predicted[known] / measured[known] - 1.0)
-    if not len(error):
-        return Errors(what, method, 0, np.nan, np.nan, np.nan)
-    return Errors(
-        what,
-        method,
-        len(error),
-        float(error.mean()),
-        float(np.median(error)),
-        float(np.quantile(error, 0.9)),
-        coverage,
-    )

@@ -103,6 +103,7 @@ def _calls(rows: list[dict[str, Any]]) -> Calls:
     counts = [row["counts"] or [] for row in rows]
     return Calls(
         series=_texts(f"{row['op']} {kind}" for row, kind in zip(rows, precision, strict=True)),
+        precision=_texts(precision),
         shape=_texts(shape),
         choice=_texts(choice),
         cell=_texts(

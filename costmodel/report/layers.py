@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from costprof.costmodel.evaluation.figures import figures_of
 from costprof.costmodel.grouped.points import LayerPoints
 from costprof.costmodel.grouped.work import layer_work, weight_bytes_each
-from costprof.costmodel.report.calls import Array, Calls, Errors, HeldOut, Strings, errors_of
+from costprof.costmodel.report.calls import Array, Calls, Errors, HeldOut, Strings
 
 _POINTS = (
     "framework",
@@ -29,6 +30,12 @@ _POINTS = (
     "distribution",
 )
 _ALIGNMENT = 256
+_BASELINES = {
+    "linear in tokens": "linear_us",
+    "roofline × boosting": "boosting_us",
+    "analytic alone": "analytic_us",
+    "roofline alone": "roofline_us",
+}
 
 
 def layer_calls(frame: pa.Table) -> Calls:
@@ -38,7 +45,7 @@ def layer_calls(frame: pa.Table) -> Calls:
     whole = points.inner * points.tp_size
     shape = _joined("{}×{}, top {} of {}", points.hidden, whole, points.top_k, points.experts)
     energy = _numbers(frame, "energy_mj")
-    trusted = np.array(frame["energy_trusted"].to_pylist(), dtype=object) == True  # noqa: E712
+    trusted = frame["energy_trusted"].fill_null(False).to_numpy()
     precision = points.precision
     method = [_short(*names) for names in zip(points.kernel, points.framework, strict=True)]
     return Calls(
@@ -46,6 +53,7 @@ def layer_calls(frame: pa.Table) -> Calls:
             f"{kind}, {name}" if several else kind
             for kind, name in zip(precision, method, strict=True)
         ),
+        precision=precision,
         shape=shape,
         choice=_texts(
             f"{kind}, TP {tp:.0f}, EP {ep:.0f}, {name}"
@@ -72,14 +80,7 @@ def layers_held_out(frame: pa.Table) -> HeldOut:
     """Return how the layers of `frame` were predicted."""
     measured, predicted = _numbers(frame, "latency_us"), _numbers(frame, "latency_us_p50")
     low, high = _numbers(frame, "latency_us_p05"), _numbers(frame, "latency_us_p95")
-    baselines = {
-        "linear in tokens": _numbers(frame, "linear_us"),
-        "analytic alone": _numbers(frame, "analytic_us"),
-    }
-    baselines = {name: each for name, each in baselines.items() if np.isfinite(each).any()}
-    covered = _coverage(measured, low, high)
-    errors = [errors_of("latency", "costprof", predicted, measured, covered)]
-    errors += [errors_of("latency", name, each, measured) for name, each in baselines.items()]
+    baselines = {name: _numbers(frame, column) for name, column in _BASELINES.items()}
     return HeldOut(
         how=_how(str(frame["split"][0].as_py())),
         series=_texts(frame["precision"].to_pylist()),
@@ -87,35 +88,27 @@ def layers_held_out(frame: pa.Table) -> HeldOut:
         measured_us=measured,
         predicted_us=predicted,
         half_width=np.log(high / low) / 2.0,
-        baselines=baselines,
-        errors=errors + _energy_errors(frame),
+        baselines={name: each for name, each in baselines.items() if np.isfinite(each).any()},
+        errors=[
+            Errors(
+                f"{quantity}, {subset}",
+                method,
+                values["layers"],
+                values["mape"],
+                values["median"],
+                values["p90"],
+                values.get("coverage_90"),
+            )
+            for quantity in ("latency", "energy")
+            for subset, methods in figures_of(frame).get(quantity, {}).items()
+            for method, values in methods.items()
+        ],
         energy_note=(
-            "Of energy, only rows whose power was sampled for long enough count; at constant power "
-            "means the power limit times the true latency; capped rows drew 95 % of it or more."
+            "All methods of one line are judged on the rows that each of them can tell. Of energy, "
+            "rows below 0.34 ms were sampled for too short a time to be trusted; capped rows drew "
+            "95 % of the power limit or more."
         ),
     )
-
-
-def _energy_errors(frame: pa.Table) -> list[Errors]:
-    trusted = np.array(frame["energy_trusted"].to_pylist(), dtype=object) == True  # noqa: E712
-    measured = _numbers(frame, "energy_mj")
-    capped = np.array(frame["power_capped"].to_pylist(), dtype=object) == True  # noqa: E712
-    low, high = _numbers(frame, "energy_mj_p05"), _numbers(frame, "energy_mj_p95")
-    known = trusted & np.isfinite(measured) & np.isfinite(_numbers(frame, "energy_mj_p50"))
-    errors = []
-    for what, rows in (
-        ("energy", known),
-        ("energy, power-capped rows", known & capped),
-        ("energy, uncapped rows", known & ~capped),
-    ):
-        if rows.any():
-            covered = _coverage(measured[rows], low[rows], high[rows])
-            predicted, constant = (
-                _numbers(frame, name)[rows] for name in ("energy_mj_p50", "constant_tdp_mj")
-            )
-            errors.append(errors_of(what, "costprof", predicted, measured[rows], covered))
-            errors.append(errors_of(what, "at constant power", constant, measured[rows]))
-    return errors
 
 
 def _features(points: LayerPoints, frame: pa.Table) -> dict[str, Array]:
@@ -152,13 +145,10 @@ def _how(split: str) -> str:
     known = {
         "token": "token counts left out in turn",
         "shape": "whole model shapes left out",
-        "sparse": f"all but {value} of the rows left out",
+        "sparse": f"all but a share {value} of the rows left out",
+        "fewshot": f"whole model shapes left out but for {value} layers of each curve",
     }
     return known.get(name, f"split {split}")
-
-
-def _coverage(measured: Array, low: Array, high: Array) -> float:
-    return 100.0 * float(((measured >= low) & (measured <= high)).mean())
 
 
 def _numbers(frame: pa.Table, name: str) -> Array:

@@ -22,7 +22,7 @@ PACKED = ExpertClass(d_model=256, d_ff=512, dtype="float32", quantisation="int4"
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
-def no_layers(folder: Path, split: str) -> Any:
+def no_layers(*arguments: Any, **named: Any) -> Any:
     raise AssertionError("no whole layer of named routing is there")
 
 
@@ -63,7 +63,7 @@ def folder(
 
 @pytest.fixture(scope="module")
 def report(folder: Path) -> Report:
-    return make_report(folder, "token", no_layers)
+    return make_report(folder, "token", held_out=no_layers)
 
 
 def figure(report: Report, name: str) -> Figure:
@@ -165,7 +165,7 @@ def test_names_of_the_dataset_are_no_markup(report: Report) -> None:
 
 
 def test_the_same_dataset_gives_the_same_page(report: Report, folder: Path) -> None:
-    assert render_page(make_report(folder, "token", no_layers)) == render_page(report)
+    assert render_page(make_report(folder, "token", held_out=no_layers)) == render_page(report)
 
 
 def test_every_number_goes_into_json(report: Report) -> None:
@@ -179,14 +179,14 @@ def test_every_number_goes_into_json(report: Report) -> None:
 
 def test_experts_are_left_out_by_tokens_alone(folder: Path) -> None:
     with pytest.raises(InputError, match="--split shape with a dataset of single experts"):
-        make_report(folder, "shape", no_layers)
+        make_report(folder, "shape", held_out=no_layers)
 
 
 def test_one_point_a_curve_is_a_page_without_errors(
     world: Any, tmp_path: Path, write_dataset: Callable[..., Path], read_page: Any
 ) -> None:
     folder = write_dataset(tmp_path / "single", [world().row(SMALL, 8), world().row(LARGE, 8)])
-    page = read_page(render_page(make_report(folder, "token", no_layers)))
+    page = read_page(render_page(make_report(folder, "token", held_out=no_layers)))
     assert "Roofline" in page.said("h3")
     assert "Residuals" not in page.said("h3")
     assert any("No curve has two points" in text for text in page.said("p"))

@@ -1,0 +1,74 @@
+"""`costprof predict`: the prices of MoE layers that nobody need have measured."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from costprof.cli.console import print_json
+from costprof.core.errors import InputError, TableError
+
+
+def predict(
+    model: Annotated[Path, typer.Option(help="The table that `costprof fit` wrote.")],
+    points: Annotated[
+        Path, typer.Option(help="Layers to price: Parquet, columns as public measurements have.")
+    ],
+    out: Annotated[Path, typer.Option(help="The same rows with their prices, a Parquet file.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Price whole MoE layers: time, energy and power with 90 % intervals, and how each is known.
+
+    Rows and columns stay as they are; latency_ms, energy_mj (power x latency) and their p05 and
+    p95, power_w and tier are added.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from costprof.core.files import replacing, writable_folder
+    from costprof.costmodel.grouped.price import price_layers
+    from costprof.costmodel.grouped.public import public_points, with_prices
+    from costprof.costmodel.grouped.rows import measured_of_table
+    from costprof.costmodel.grouped.serialise import from_bytes
+    from costprof.costmodel.tablefile import read_table
+
+    if out.exists() and not force:
+        raise InputError(
+            f"{out} exists", "it was not overwritten", "use --force or another name with --out"
+        )
+    file = read_table(model)
+    if not file.model:
+        raise TableError(
+            f"{model} holds no model of whole layers",
+            "nothing was priced",
+            "fit a dataset of whole layers, such as costprof ingest --format aiconfigurator makes",
+        )
+    if not points.is_file():
+        raise InputError(f"there is no file {points}", "nothing was priced", "name a Parquet file")
+    try:
+        table = pq.read_table(points)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{points} cannot be read as Parquet ({str(error).splitlines()[0]})",
+            "nothing was priced",
+            "give a Parquet file",
+        ) from error
+    began = time.monotonic()
+    wanted = public_points(table)
+    prices = price_layers(wanted, from_bytes(file.model), measured_of_table(file.rows))
+    priced = with_prices(table, prices)
+    writable_folder(out.parent)
+    with replacing(out) as temporary:
+        pq.write_table(priced, temporary)
+    tiers = dict(sorted(Counter(prices.tier.tolist()).items()))
+    seconds = time.monotonic() - began
+    if as_json:
+        print_json({"out": str(out), "rows": table.num_rows, "tiers": tiers, "seconds": seconds})
+        return
+    counted = ", ".join(f"{number} {tier}" for tier, number in tiers.items())
+    print(f"{out}: {table.num_rows} layers priced in {seconds:.1f} s ({counted})")
