@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import norm
@@ -60,10 +60,7 @@ def residuals(held_out: HeldOut) -> Figure:
     """Draw predicted / measured over tokens, with its median and the middle 80 %."""
     ratio = held_out.predicted_us / held_out.measured_us
     bins, at = count_bins(held_out.tokens)
-    low, middle, high = (
-        binned(ratio, at, len(bins), lambda inside, q=q: float(np.quantile(inside, q)))  # type: ignore[misc]
-        for q in (0.1, 0.5, 0.9)
-    )
+    low, middle, high = (binned(ratio, at, len(bins), _quantile(q)) for q in (0.1, 0.5, 0.9))
     centre = bin_centres(held_out.tokens, at, len(bins))
     names, series = series_order(held_out.series)
     x = token_axis(held_out.tokens)
@@ -184,6 +181,10 @@ def coverage_by_tokens(held_out: HeldOut) -> Figure:
             (REFERENCE, "as promised"),
         ),
     )
+
+
+def _quantile(share: float) -> Callable[[Array], float]:
+    return lambda inside: float(np.quantile(inside, share))
 
 
 def _joined(x: Array, y: Array, index: int) -> Sequence[Mark]:

@@ -39,7 +39,7 @@ def _cell(value: Cell) -> str:
 
 def _bar(value: Cell, numbers: Numbers, column: int) -> str:
     """Length of a bar, in percent of the longest of its column."""
-    sizes = [abs(row[column]) for row in numbers.rows if isinstance(row[column], (int, float))]  # type: ignore[arg-type]
+    sizes = [abs(v) for v in (row[column] for row in numbers.rows) if isinstance(v, (int, float))]
     largest = max(sizes, default=0.0)
     if not isinstance(value, (int, float)) or not largest:
         return "0"

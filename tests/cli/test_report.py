@@ -180,7 +180,7 @@ def test_public_layers_from_a_file_to_a_page(tmp_path: Path, run: Run) -> None:
     pq.write_table(pa.Table.from_pylist(rows), source)
     ingest_public_file(source, tmp_path / "h200")
     out = tmp_path / "report.html"
-    code, printed, errors = run(tmp_path / "h200", "--out", out, "--json")
+    code, printed, errors = run(tmp_path / "h200", "--out", out, "--split", "sparse:0.75", "--json")
     assert (code, errors) == (0, "")
     figures = json.loads(printed)["sections"][0]["figures"]
     errors_of = {tuple(row[:2]): row[3] for row in figures["errors"]["rows"]}
