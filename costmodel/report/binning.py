@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 from costprof.costmodel.report.calls import Array
 
+RANGE = "–"
+"""Between the first and the last count of a bin, in its name."""
+
 MOST_BINS = 32
 """Distinct counts up to which each is a bin of its own."""
 
@@ -46,4 +49,4 @@ def bin_centres(counts: Array, at: npt.NDArray[np.int64], bins: int) -> Array:
 
 
 def _named(first: int, last: int) -> str:
-    return f"{first}" if first == last else f"{first}–{last}"
+    return f"{first}" if first == last else f"{first}{RANGE}{last}"

@@ -213,7 +213,8 @@ def _provenance(table: pa.Table) -> tuple[str, ...]:
     untrusted = pc.sum(pc.equal(table["energy_trusted"], False)).as_py()
     if untrusted:
         said.append(
-            f"{untrusted} rows whose power was sampled too shortly are in no figure of energy."
+            f"{untrusted} rows whose power was sampled too shortly count in errors of energy over "
+            "all rows and in nothing else of energy."
         )
     if table["temp_rise_c"].null_count < table.num_rows:
         said.append("Temperature rise: always modelled, by one resistance and one capacity.")

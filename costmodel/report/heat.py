@@ -8,6 +8,7 @@ from html import escape
 import numpy as np
 
 from costprof.costmodel.report.axes import Array, short
+from costprof.costmodel.report.binning import RANGE
 
 _CELL_HEIGHT = 22
 _BOTTOM, _RIGHT, _WIDTH = 44, 14, 440
@@ -21,8 +22,11 @@ def heat_map(
 ) -> str:
     """Return an SVG of `values` [rows, columns], positive or NaN where nothing is known.
 
-    Shades follow the logarithm. Every cell says its value when pointed at.
+    Shades follow the logarithm. Every cell says its value when pointed at. Of columns that are
+    ranges only the starts are written below.
     """
+    starts = [column.partition(RANGE)[0] for column in columns]
+    named = across if starts == list(columns) else f"{across}, from"
     known = values[np.isfinite(values)]
     low, high = np.log(known.min()), np.log(known.max())
     shade = _FAINTEST + (1.0 - _FAINTEST) * (np.log(values) - low) / max(high - low, 1e-9)
@@ -47,10 +51,10 @@ def heat_map(
     for j in range(0, len(columns), step):
         parts.append(
             f'<text x="{left + wide * (j + 0.5):.1f}" y="{bottom + 15}" '
-            f'text-anchor="middle">{escape(columns[j])}</text>'
+            f'text-anchor="middle">{escape(starts[j])}</text>'
         )
     parts.append(
         f'<text class="axis" x="{(left + _WIDTH) / 2}" y="{bottom + 36}" text-anchor="middle">'
-        f"{escape(across)}</text></svg>"
+        f"{escape(named)}</text></svg>"
     )
     return "".join(parts)

@@ -32,7 +32,7 @@ _POINTS = (
 _ALIGNMENT = 256
 _BASELINES = {
     "linear in tokens": "linear_us",
-    "roofline × boosting": "boosting_us",
+    "roofline x boosting": "boosting_us",
     "analytic alone": "analytic_us",
     "roofline alone": "roofline_us",
 }

@@ -15,15 +15,15 @@ MOST_DRAWN = 3000
 
 
 def series_order(series: Strings, most: int = MOST_SERIES) -> tuple[list[str], Strings]:
-    """Return the names of at most `most` series, the largest first, and each call's.
+    """Return the names of at most `most` series, the largest, in order, and each call's.
 
     What is beyond is called "other".
     """
     names, counts = np.unique(series, return_counts=True)
     ordered = [str(names[i]) for i in np.argsort(-counts, kind="stable")]
     if len(ordered) <= most:
-        return ordered, series
-    kept = ordered[: most - 1]
+        return sorted(ordered), series
+    kept = sorted(ordered[: most - 1])
     return [*kept, "other"], np.where(np.isin(series, kept), series, "other")
 
 

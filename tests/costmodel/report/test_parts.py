@@ -65,6 +65,11 @@ def test_a_heat_map_leaves_unknown_cells_out() -> None:
     assert 'fill-opacity="0.08"' in svg
     assert 'fill-opacity="1.00"' in svg
     assert "<title>b, 2 tokens: 100 µs</title>" in svg
+    assert ">tokens</text>" in svg
+    ranges = heat_map(values, ["1", "2–3"], ["a", "b"], "tokens", "cost", "µs")
+    assert ">2</text>" in ranges
+    assert ">tokens, from</text>" in ranges
+    assert "<title>b, 2–3 tokens: 100 µs</title>" in ranges
 
 
 def test_counts_are_bins_of_their_own_until_they_are_many() -> None:
