@@ -16,6 +16,7 @@ from costprof.core.errors import InputError
 if TYPE_CHECKING:
     from costprof.cli.sweep_energy import EnergyOptions
     from costprof.core.device import DeviceFingerprint
+    from costprof.costmodel.sweep_search import SweepSearch
     from costprof.costmodel.tile_search import TileSearch
     from costprof.profiler.plan import Plan
 
@@ -58,6 +59,13 @@ def sweep(
     search_budget: Annotated[
         float, typer.Option(help="Share of a tile space measured at most, at each token count.")
     ] = 0.05,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Measure the N most telling scenarios at most; all: every one."),
+    ] = None,
+    target_error: Annotated[
+        float | None, typer.Option(help="Stop at this expected error, for example 0.03.")
+    ] = None,
     isolate: Annotated[bool, typer.Option("--isolate", help="One process a scenario.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the sweep in --out.")
@@ -68,6 +76,7 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Measure what the experts of an MoE cost on this machine."""
+    from costprof.cli.sweep_budget import budget_search
     from costprof.cli.sweep_energy import energy_options
     from costprof.cli.sweep_request import device_to_measure, sweep_spec
     from costprof.profiler.plan import make_plan
@@ -78,20 +87,34 @@ def sweep(
         raise InputError(
             f"--search {search!r} is unknown", "nothing was measured", "use --search tiles"
         )
+    if search and (budget is not None or target_error is not None):
+        raise InputError(
+            "--budget and --target-error choose scenarios, --search tiles tile configs",
+            "nothing was measured",
+            "use one at a time",
+        )
     plan = make_plan(chosen.without_samples() if search else chosen, device_name, isolate=isolate)
     counted = _counted(counters)
     options = energy_options(plan, energy, energy_meter, energy_window)
     tiles = _tile_search(plan, search_budget, isolate=isolate) if search else None
+    few, note = None, None
+    if not search:
+        few, note = budget_search(plan, budget, target_error, isolate=isolate)
     if dry_run:
-        print_plan(tiles.first() if tiles else plan, options, as_json)
+        if note:
+            error_line(note)
+        grows = tiles or few
+        print_plan(grows.first() if grows else plan, options, as_json)
         if tiles and not as_json:
             print(f"a start: the search measures {tiles.most()} tile configs at most")
+        if few and not as_json:
+            print(f"a start: {few.budget} of {len(plan.scenarios)} scenarios are measured at most")
         return
     if out is None:
         raise InputError(
             "--out is missing", "there is nowhere to write to", "name a folder with --out DIR"
         )
-    _measure(plan, tiles, out, backend, counted, options, resume=resume, as_json=as_json)
+    _measure(plan, tiles, few, note, out, backend, counted, options, resume=resume, as_json=as_json)
 
 
 def _tile_search(plan: Plan, budget: float, *, isolate: bool) -> TileSearch:
@@ -111,6 +134,8 @@ def _tile_search(plan: Plan, budget: float, *, isolate: bool) -> TileSearch:
 def _measure(
     plan: Plan,
     tiles: TileSearch | None,
+    few: SweepSearch | None,
+    note: str | None,
     out: Path,
     backend_name: str,
     counted: int,
@@ -122,6 +147,7 @@ def _measure(
     from costprof.cli.energy import energy_model
     from costprof.cli.progress import SweepProgress
     from costprof.cli.search import run_search
+    from costprof.cli.sweep_budget import tell_step
     from costprof.cli.sweep_energy import measure_energy, power_source
     from costprof.core.device import detect_device, software_versions
     from costprof.core.files import writable_folder
@@ -134,8 +160,10 @@ def _measure(
     backend = choose_backend(backend_name, plan.device, plan.timing.max_repetitions)
     writable_folder(out)
     with sweep_lock(out):
-        plan_id = (tiles.plan if tiles else plan).plan_id
+        plan_id = (tiles.plan if tiles else few.plan if few else plan).plan_id
         check_folder(out, plan_id, backend=backend.name, device=fingerprint.name, resume=resume)
+        if note:
+            error_line(note)
         sweep_of = functools.partial(
             Sweep,
             folder=out,
@@ -145,9 +173,16 @@ def _measure(
             energy_model=energy_model(fingerprint, threads=plan.timing.threads),
         )
         winners: list[dict[str, Any]] = []
+        chosen: dict[str, Any] | None = None
         try:
             if tiles:
-                plan, report, winners = run_search(tiles, lambda grown: sweep_of(plan=grown), out)
+                tiled = run_search(tiles, lambda grown: sweep_of(plan=grown), out)
+                plan, report = tiled.plan, tiled.report
+                winners = tiles.winners(tiled.last.choices, tiled.rows)
+            elif few:
+                told = run_search(few, lambda grown: sweep_of(plan=grown), out, tell_step)
+                plan, report = told.plan, told.report
+                chosen = few.summary(told.last, told.rows)
             else:
                 with SweepProgress(plan, finished_runs(plan, out)) as progress:
                     report = sweep_of(plan=plan).run(progress)
@@ -161,7 +196,7 @@ def _measure(
                 "and --resume"
             )
             raise SystemExit(INTERRUPTED) from None
-    print_report(report, backend.name, out, notes, winners, as_json)
+    print_report(report, backend.name, out, notes, winners, chosen, as_json)
 
 
 def _counted(option: str | None) -> int:

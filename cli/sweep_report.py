@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costprof.cli.console import print_json
+from costprof.cli.sweep_budget import budget_line
 
 if TYPE_CHECKING:
     from costprof.cli.sweep_energy import EnergyOptions
@@ -62,9 +63,10 @@ def print_report(
     out: Path,
     notes: list[str],
     winners: list[dict[str, Any]],
+    chosen: dict[str, Any] | None,
     as_json: bool,
 ) -> None:
-    """Print the winners of a search, how many scenarios went how, and what else is to be known."""
+    """Print what a search found or chose, how the scenarios went, and what else is to be known."""
     if as_json:
         print_json(
             {
@@ -76,11 +78,14 @@ def print_report(
                 "measuring_share": report.measuring_share,
                 "notes": notes,
                 "tiles": winners,
+                "chosen": chosen,
             }
         )
         return
     for winner in winners:
         print(_winner_line(winner))
+    if chosen is not None:
+        print(budget_line(chosen))
     counts = ", ".join(f"{number} {status}" for status, number in sorted(report.statuses.items()))
     print(f"{out}: {counts}; backend {backend}")
     if report.wall_s and report.measuring_s:

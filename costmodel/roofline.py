@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 from scipy.optimize import least_squares
 
 from costprof.costmodel.features import Array
-from costprof.costmodel.measurements import MeasuredCurve
 from costprof.costmodel.predict import Roofline
 
 # An error of this much in log latency starts to count as an outlier.
@@ -15,7 +17,26 @@ _OUTLIER = 0.1
 _PRIOR = 0.02
 
 
-def fit_roofline(curves: list[MeasuredCurve]) -> Roofline:
+class Bounded(Protocol):
+    """Points measured under one ceiling and cache state; arrays are [points].
+
+    `measured_work` holds operations and bytes, `p50` latencies in µs and `variance` that of their
+    logarithms.
+    """
+
+    @property
+    def ceiling(self) -> str: ...
+    @property
+    def cache_state(self) -> str: ...
+    @property
+    def measured_work(self) -> tuple[Array, Array]: ...
+    @property
+    def p50(self) -> Array: ...
+    @property
+    def variance(self) -> Array: ...
+
+
+def fit_roofline(curves: Sequence[Bounded]) -> Roofline:
     """Fit launch time, arithmetic ceilings by type and bandwidths by cache state.
 
     Robust least squares on log latency (soft L1), so that a few odd points do not move a ceiling.
@@ -27,7 +48,7 @@ def fit_roofline(curves: list[MeasuredCurve]) -> Roofline:
     flops = np.concatenate([curve.measured_work[0] for curve in curves])
     size = np.concatenate([curve.measured_work[1] for curve in curves])
     time_us = np.concatenate([curve.p50 for curve in curves])
-    counts = [len(curve.tokens) for curve in curves]
+    counts = [len(curve.p50) for curve in curves]
     ceiling = np.repeat([ceilings.index(curve.ceiling) for curve in curves], counts)
     state = np.repeat([states.index(curve.cache_state) for curve in curves], counts)
     weight = 1.0 / np.sqrt(1.0 + np.concatenate([c.variance for c in curves]) / _OUTLIER**2)

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from costprof.costmodel.evaluation.choice import least_energy_choices
+
 Array = npt.NDArray[np.float64]
 
 _TIMES = {
@@ -62,6 +64,9 @@ def figures_of(frame: pa.Table) -> dict[str, Any]:
             for name, mask in energy.items()
             if mask.any()
         }
+        choices = least_energy_choices(frame)
+        if choices is not None:
+            figures["least_energy_choice"] = choices
     return figures
 
 

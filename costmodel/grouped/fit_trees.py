@@ -14,6 +14,8 @@ Array = npt.NDArray[np.float64]
 
 Loss = Literal["squared_error", "absolute_error"]
 
+_MOST_TREES, _FEWEST_TREES = 300, 60
+
 
 def fit_trees(
     x: Array, y: Array, *, loss: Loss = "squared_error", weight: Array | None = None
@@ -24,7 +26,7 @@ def fit_trees(
     """
     model = HistGradientBoostingRegressor(
         loss=loss,
-        max_iter=300,
+        max_iter=min(_MOST_TREES, max(_FEWEST_TREES, len(y) // 12)),
         learning_rate=0.08,
         max_leaf_nodes=31,
         min_samples_leaf=min(20, max(1, len(y) // 40)),

@@ -76,7 +76,8 @@ def rank_load(
         )
     )
     known = {key: _summary(rank_counts(*key)) for key in dict.fromkeys(keys)}
-    values = np.array([known[key] for key in keys], dtype=np.float64).reshape(len(keys), -1)
+    values = np.array([known[key] for key in keys], dtype=np.float64)
+    values = values.reshape(len(keys), 4 + len(TILE_ROWS))
     return RankLoad(
         assignments=values[:, 0],
         active=values[:, 1],
