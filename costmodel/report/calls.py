@@ -88,6 +88,8 @@ class HeldOut:
         baselines: What simpler methods say, by name; NaN where one can say nothing.
         errors: Of latency and energy, by method.
         energy_note: How to read the errors of energy.
+        choices: Number of choices of least energy, the percentage in which predictions agree
+            with measurements, and the mean extra energy in percent; None where there are none.
     """
 
     how: str
@@ -99,3 +101,4 @@ class HeldOut:
     baselines: Mapping[str, Array]
     errors: list[Errors]
     energy_note: str
+    choices: tuple[int, float, float] | None = None

@@ -81,6 +81,8 @@ def layers_held_out(frame: pa.Table) -> HeldOut:
     measured, predicted = _numbers(frame, "latency_us"), _numbers(frame, "latency_us_p50")
     low, high = _numbers(frame, "latency_us_p05"), _numbers(frame, "latency_us_p95")
     baselines = {name: _numbers(frame, column) for name, column in _BASELINES.items()}
+    figures = figures_of(frame)
+    chosen = figures.get("least_energy_choice")
     return HeldOut(
         how=_how(str(frame["split"][0].as_py())),
         series=_texts(frame["precision"].to_pylist()),
@@ -100,7 +102,7 @@ def layers_held_out(frame: pa.Table) -> HeldOut:
                 values.get("coverage_90"),
             )
             for quantity in ("latency", "energy")
-            for subset, methods in figures_of(frame).get(quantity, {}).items()
+            for subset, methods in figures.get(quantity, {}).items()
             for method, values in methods.items()
         ],
         energy_note=(
@@ -108,6 +110,7 @@ def layers_held_out(frame: pa.Table) -> HeldOut:
             "rows below 0.34 ms were sampled for too short a time to be trusted; capped rows drew "
             "95 % of the power limit or more."
         ),
+        choices=chosen and (chosen["choices"], chosen["agreement"], chosen["mean_extra_energy"]),
     )
 
 

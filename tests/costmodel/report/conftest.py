@@ -44,6 +44,7 @@ def make_frame(
                                 "kernel": "vllm:fused_moe",
                                 "framework": "vllm 0.22.0",
                                 "precision": precision,
+                                "shape": f"{hidden}|{inner}|{top_k}|{experts}",
                                 "hidden": hidden,
                                 "inner": inner // tp,
                                 "top_k": top_k,

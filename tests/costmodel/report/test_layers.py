@@ -54,6 +54,13 @@ def test_errors_are_those_planted(accuracy: dict[str, Figure], frame: pa.Table) 
     assert ("energy, all", "linear in tokens") not in found
 
 
+def test_choices_of_least_energy_agree_where_all_are_off_by_one_factor(
+    accuracy: dict[str, Figure],
+) -> None:
+    # Two shapes, two routings, six token counts; six ways of each.
+    assert accuracy["least-energy"].numbers.rows == [(24, 100.0, 0.0)]
+
+
 def test_residuals_and_errors_by_tokens(accuracy: dict[str, Figure]) -> None:
     residuals = accuracy["residuals"].numbers.rows
     assert [row[0] for row in residuals] == ["1", "4", "16", "64", "256", "1024"]
