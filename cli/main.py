@@ -14,6 +14,7 @@ from costprof.cli.fit import fit
 from costprof.cli.ingest import ingest
 from costprof.cli.inspect import inspect
 from costprof.cli.predict import predict
+from costprof.cli.report import report
 from costprof.cli.route import route
 from costprof.cli.sweep import sweep
 from costprof.cli.table import table
@@ -38,6 +39,7 @@ app.command()(fit)
 app.add_typer(table)
 app.command()(predict)
 app.command()(evaluate)
+app.command()(report)
 app.command()(route)
 
 

@@ -14,7 +14,7 @@ from costprof.costmodel.predict import straight_us
 
 Array = npt.NDArray[np.float64]
 
-_EIGHT_BITS = ("fp8", "fp8_block")
+EIGHT_BITS = ("fp8", "fp8_block")
 
 
 def linear_in_tokens(train: LayerPoints, values: Array, wanted: LayerPoints) -> Array:
@@ -36,7 +36,7 @@ def linear_in_tokens(train: LayerPoints, values: Array, wanted: LayerPoints) -> 
 def roofline_us(points: LayerPoints, work: LayerWork, spec: DeviceSpec) -> Array:
     """Return launch + max(compute, memory) of the compulsory work at the datasheet's ceilings."""
     peak = spec.peak_flops.get("bfloat16", max(spec.peak_flops.values()))
-    peaks = np.where(np.isin(points.precision, _EIGHT_BITS), 2.0 * peak, peak)
+    peaks = np.where(np.isin(points.precision, EIGHT_BITS), 2.0 * peak, peak)
     memory = (work.weight_bytes + work.up.row_bytes + work.down.row_bytes) / spec.memory_bytes_per_s
     return np.asarray(spec.launch_us + 1e6 * np.maximum(work.useful_flops / peaks, memory))
 
