@@ -63,16 +63,21 @@ class TransferScales:
         carrying errs by 5 %: for want of another pair they stand for all.
         """
         lengths = np.full(len(TRAITS), _LENGTH)
-        stds = (0.055, 0.085, 0.1, 0.125)
-        return cls(*(share * apart for share in stds), 0.03, _DRAW_FACTOR, lengths, lengths)
+        return cls(
+            common_std=0.055 * apart,
+            method_std=0.085 * apart,
+            smooth_std=0.1 * apart,
+            method_smooth_std=0.125 * apart,
+            noise_std=0.03,
+            draw_factor=_DRAW_FACTOR,
+            lengths=lengths,
+            method_lengths=lengths,
+        )
 
     def prior_variance(self) -> Any:
         """Variance of the correction before any measurement, noise apart."""
         return (
-            self.common_std**2
-            + self.method_std**2
-            + self.smooth_std**2
-            + self.method_smooth_std**2
+            self.common_std**2 + self.method_std**2 + self.smooth_std**2 + self.method_smooth_std**2
         )
 
     def noise_variance(self, spread: Any) -> Any:
@@ -87,8 +92,12 @@ class TransferScales:
     @classmethod
     def of_values(cls, values: Any) -> TransferScales:
         """Return the scales whose `to_logs` are the logarithms of `values` (array or tensor)."""
-        at, size = len(dataclasses.fields(cls)) - 2, len(TRAITS)
-        return cls(*values[:at], values[at : at + size], values[at + size :])
+        names = [field.name for field in dataclasses.fields(cls)]
+        numbers: dict[str, Any] = {name: values[at] for at, name in enumerate(names[:-2])}
+        first = len(numbers)
+        numbers["lengths"] = values[first : first + len(TRAITS)]
+        numbers["method_lengths"] = values[first + len(TRAITS) :]
+        return cls(**numbers)
 
 
 def covariance(
