@@ -31,7 +31,7 @@ Array = npt.NDArray[np.float64]
 _LENGTH = 3.0  # over traits, which are scaled for it
 _DRAW_FACTOR = 0.2  # of the spread between drawn routings: two devices, each over its own draws
 _POWER_STD = 0.1  # of carrying power: no two measured GPUs with meters were at hand
-_ROWS_AT_ONCE = 2000
+_ROWS_AT_ONCE = 256  # the covariance of so many needs a few MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +146,10 @@ class Correction:
         if len(self.residual):
             factor = np.linalg.cholesky(self.total())
             weights = cho_solve((factor, True), self.residual)
-            for start in range(0, size, _ROWS_AT_ONCE):
-                at = np.arange(start, min(start + _ROWS_AT_ONCE, size))
-                cross = between(
-                    carried.traits[at], carried.method[at], self.traits, self.method, self.scales
-                )
-                mean[at] = cross @ weights
-                half = solve_triangular(factor, cross.T, lower=True)
-                variance[at] -= (half**2).sum(axis=0)
+            cross = between(carried.traits, carried.method, self.traits, self.method, self.scales)
+            mean = cross @ weights
+            half = solve_triangular(factor, cross.T, lower=True)
+            variance -= (half**2).sum(axis=0)
         noise = self.scales.noise_variance(carried.spread) + carried.variance
         return mean, np.maximum(variance, 0.0) + noise
 
@@ -210,9 +206,14 @@ def between(
 ) -> Array:
     """Return the covariance [n, m] between layers and others."""
     codes = np.unique(np.concatenate([method, other_method]), return_inverse=True)[1]
-    same = codes[: len(method), None] == codes[len(method) :]
-    squares = (traits[:, None, :] - others) ** 2
-    return np.asarray(covariance(squares, same.astype(np.float64), scales))
+    mine, other_codes = codes[: len(method)], codes[len(method) :]
+    total = np.empty((len(traits), len(others)))
+    for start in range(0, len(traits), _ROWS_AT_ONCE):
+        at = slice(start, start + _ROWS_AT_ONCE)
+        squares = (traits[at, None, :] - others) ** 2
+        same = (mine[at, None] == other_codes).astype(np.float64)
+        total[at] = covariance(squares, same, scales)
+    return total
 
 
 def _around(log_median: Array, half_width: Array) -> tuple[Array, Array, Array]:

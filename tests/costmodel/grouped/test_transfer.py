@@ -29,6 +29,7 @@ from costprof.costmodel.grouped.fit import fit_grouped
 from costprof.costmodel.grouped.fit_transfer import fit_correction, fit_transfer
 from costprof.costmodel.grouped.model import LayerPrediction, Measured
 from costprof.costmodel.grouped.points import LayerPoints
+from costprof.costmodel.grouped.price_transfer import price_transferred
 from costprof.costmodel.grouped.transfer import Correction, TransferModel, TransferScales, fresh
 from costprof.costmodel.grouped.transfer_choice import choose_targets
 from costprof.costmodel.grouped.work import layer_work
@@ -325,6 +326,22 @@ def test_a_source_without_its_layers_is_carried_by_its_model(world: World) -> No
     found = read.predict(world.points)
     assert not found.known_group.any()
     assert found.latency_us[1] == pytest.approx(bare.predict(world.points).latency_us[1])
+
+
+@pytest.mark.parametrize("given", [0, 40])
+def test_what_was_measured_on_the_target_costs_what_was_read(world: World, given: int) -> None:
+    readings = world.readings.take(np.arange(given))
+    found = price_transferred(world.points, fit_transfer(world.source, B, readings), readings)
+    assert (found.tier[:given] == "measured").all()
+    assert (found.tier[given:] == "transferred").all()
+    assert found.prediction.latency_us[1][:given] == pytest.approx(readings.latency_us)
+    assert np.isfinite(found.prediction.latency_us[1]).all()
+
+
+def test_all_measured_on_the_target_leaves_nothing_to_transfer(world: World) -> None:
+    model = fit_transfer(world.source, B)
+    found = price_transferred(world.points, model, world.readings)
+    assert set(found.tier) == {"measured"}
 
 
 def test_damaged_bytes_are_refused(world: World) -> None:
