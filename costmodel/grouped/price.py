@@ -36,12 +36,12 @@ def price_layers(
         prediction = model.predict(with_known_methods(points, model))
         return LayerPrices(prediction, np.full(len(points), "predicted", dtype="<U16"))
     tier = _between(points, measured.points)
-    exact = _positions(_keys(points), _keys(measured.points))
+    exact = positions_among(layer_keys(points), layer_keys(measured.points))
     known = exact >= 0
     tier[known] = "measured"
     others = model.predict(with_known_methods(points.take(~known), model), measured)
-    readings = _as_read(measured.take(exact[known]), model)
-    return LayerPrices(_merged(known, readings, others), tier)
+    readings = as_read(measured.take(exact[known]), model)
+    return LayerPrices(merged(known, readings, others), tier)
 
 
 def with_known_methods(points: LayerPoints, model: GroupedModel) -> LayerPoints:
@@ -71,7 +71,7 @@ def with_known_methods(points: LayerPoints, model: GroupedModel) -> LayerPoints:
     return renamed
 
 
-def _as_read(measured: Measured, model: GroupedModel) -> LayerPrediction:
+def as_read(measured: Measured, model: GroupedModel) -> LayerPrediction:
     """Return readings as prices: what was read, give or take the noise of one reading."""
     scales, energy_noise = model.scales[0], model.scales[2].noise_std ** 2
     noise = scales.noise_variance(measured.points.load.spread)
@@ -87,7 +87,7 @@ def _as_read(measured: Measured, model: GroupedModel) -> LayerPrediction:
     )
 
 
-def _merged(
+def merged(
     first: npt.NDArray[np.bool_], readings: LayerPrediction, others: LayerPrediction
 ) -> LayerPrediction:
     """Put `readings` where `first` [n] says so and `others` elsewhere, both in order."""
@@ -121,12 +121,13 @@ def _between(points: LayerPoints, measured: LayerPoints) -> Strings:
     )
 
 
-def _keys(points: LayerPoints) -> Strings:
+def layer_keys(points: LayerPoints) -> Strings:
+    """Return what names each layer: [n]."""
     tokens = points.tokens.astype(np.int64).astype(str)
     return np.char.add(np.char.add(points.curve, "|"), tokens)
 
 
-def _positions(wanted: Strings, among: Strings) -> npt.NDArray[np.int64]:
+def positions_among(wanted: Strings, among: Strings) -> npt.NDArray[np.int64]:
     """Return where each wanted key stands among the others: [n], -1 where nowhere."""
     order = np.argsort(among, kind="stable")
     at = np.searchsorted(among[order], wanted).clip(max=len(among) - 1)

@@ -1,0 +1,152 @@
+"""How far off are prices carried from one GPU to another, without and with a few measurements?
+
+    OMP_NUM_THREADS=1 python benchmarks/transfer.py --data ../shared/data/silicon
+    ... --source h200_moe_latency_vllm-0.24 --target h100_moe_latency_vllm-0.24     the way back
+
+Every line is judged on all layers both files hold, those given as measurements left out. Baselines
+beside it: the source's latency as it is, and, with the same random measurements, boosted trees on
+log(target / source) that see the traits of the layer. Points are drawn or chosen from five seeds;
+`chosen` draws the pool it chooses from. The spread is that of the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sklearn.ensemble import HistGradientBoostingRegressor
+
+from costprof.core.device import DeviceFingerprint
+from costprof.costmodel.devices import DeviceSpec, spec_for
+from costprof.costmodel.grouped.carry import Carried, Source, carry, distance
+from costprof.costmodel.grouped.fit import fit_grouped
+from costprof.costmodel.grouped.fit_transfer import fit_correction
+from costprof.costmodel.grouped.model import LayerPrediction, Measured
+from costprof.costmodel.grouped.public import public_points
+from costprof.costmodel.grouped.transfer import corrected, fresh
+from costprof.costmodel.grouped.transfer_choice import choose_targets
+
+Array = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
+
+SEEDS = 5
+POINTS = (20, 50, 200)
+AIMS = {0: 8.0, 200: 4.0}
+
+
+def read(path: Path) -> tuple[pa.Table, Measured]:
+    """Return the rows of a public file and what they say."""
+    table = pq.read_table(path)
+    latency_us = table["latency"].to_numpy() * 1e3
+    return table, Measured(public_points(table), latency_us, np.full(table.num_rows, np.nan))
+
+
+def spec_of(table: pa.Table) -> DeviceSpec:
+    """Return the spec of the device a public file names."""
+    name = str(table["device"][0].as_py())
+    return spec_for(DeviceFingerprint(kind="gpu", name=name))
+
+
+def keys(measured: Measured) -> npt.NDArray[np.str_]:
+    """Return what names each layer."""
+    tokens = measured.points.tokens.astype(np.int64).astype(str)
+    return np.char.add(np.char.add(measured.points.curve, "|"), tokens)
+
+
+def errors(predicted_us: Array, true_us: Array) -> tuple[float, float, float]:
+    """Return MAPE, median and 90th percentile in percent."""
+    error = 100.0 * np.abs(predicted_us / true_us - 1.0)
+    return float(error.mean()), float(np.median(error)), float(np.quantile(error, 0.9))
+
+
+def judged(found: LayerPrediction, true_us: Array, rest: Index) -> tuple[float, ...]:
+    """Return the errors on `rest`, the coverage in percent, and the mean half width in percent."""
+    low, middle, high = (each[rest] for each in found.latency_us)
+    inside = (low <= true_us[rest]) & (true_us[rest] <= high)
+    half = 100.0 * np.expm1(0.5 * np.log(high / low)).mean()
+    return (*errors(middle, true_us[rest]), 100.0 * float(inside.mean()), float(half))
+
+
+def boosted(source_us: Array, carried: Carried, true_us: Array, at: Index) -> Array:
+    """Return the latency by trees that learned log(target / source) from the layers `at`."""
+    methods = np.unique(carried.method, return_inverse=True)[1]
+    x = np.column_stack([carried.traits, methods])
+    trees = HistGradientBoostingRegressor(max_iter=150, min_samples_leaf=5, random_state=0)
+    trees.fit(x[at], np.log(true_us / source_us)[at])
+    return np.asarray(source_us * np.exp(trees.predict(x)))
+
+
+def line(name: str, runs: list[tuple[float, ...]]) -> str:
+    """Return a row of the table: means over `runs`, and the extremes of MAPE and coverage."""
+    values = np.array(runs)
+    mean = values.mean(axis=0)
+    text = f"{name:34s} {mean[0]:5.2f} {mean[1]:5.2f} {mean[2]:6.2f}"
+    if len(mean) > 3:
+        text += f"  {mean[3]:5.1f} ±{mean[4]:4.1f} %"
+    if len(runs) > 1:
+        text += f"   MAPE {values[:, 0].min():.2f} to {values[:, 0].max():.2f}"
+        if len(mean) > 3:
+            text += f", coverage {values[:, 3].min():.1f} to {values[:, 3].max():.1f}"
+    return text
+
+
+def main() -> None:
+    """Fit the source, carry it, and print all figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--source", default="h100_moe_latency_vllm-0.24")
+    parser.add_argument("--target", default="h200_moe_latency_vllm-0.24")
+    arguments = parser.parse_args()
+    source_rows, measured = read(arguments.data / f"{arguments.source}.parquet")
+    target_rows, target = read(arguments.data / f"{arguments.target}.parquet")
+    source_spec, target_spec = spec_of(source_rows), spec_of(target_rows)
+    began = time.monotonic()
+    source = Source(fit_grouped(measured, source_spec).model, source_spec, measured)
+    fitted = time.monotonic()
+    carried = carry(source, target.points, target_spec)
+    seconds = time.monotonic() - fitted
+    print(
+        f"{arguments.source}: {len(measured.points)} layers fitted in {fitted - began:.0f} s; "
+        f"{len(target.points)} layers of {arguments.target} carried in {seconds:.0f} s; "
+        f"{source_spec.name} and {target_spec.name} are {distance(source_spec, target_spec):.2f} "
+        "apart"
+    )
+    _, first, second = np.intersect1d(keys(measured), keys(target), return_indices=True)
+    carried = carried.take(second)
+    known_us, true_us = measured.latency_us[first], target.latency_us[second]
+    print(f"{len(true_us)} layers in both\n")
+    print(f"{'':34s}  MAPE  median  p90   90 % intervals: coverage, half width")
+    everything = np.arange(len(true_us))
+    print(line("source as it is", [errors(known_us, true_us)]))
+    start = fresh(source_spec, target_spec)
+    none = judged(corrected(carried, target_spec, start), true_us, everything)
+    print(line(f"no measurement (aim {AIMS[0]:.0f})", [none]))
+    unknown = np.full(len(true_us), np.nan)
+    for number in POINTS:
+        drawn = [
+            np.random.default_rng(seed).choice(len(true_us), number, replace=False)
+            for seed in range(SEEDS)
+        ]
+        chosen = [choose_targets(carried, number, start.scales, seed=s) for s in range(SEEDS)]
+        trees = []
+        for at in drawn:
+            rest = np.setdiff1d(everything, at)
+            trees.append(errors(boosted(known_us, carried, true_us, at)[rest], true_us[rest]))
+        print(line(f"{number} drawn, boosting", trees))
+        for name, picks in (("drawn", drawn), ("chosen", chosen)):
+            runs = []
+            for at in picks:
+                found = fit_correction(carried.take(at), true_us[at], unknown[at], start)
+                prices = corrected(carried, target_spec, found)
+                runs.append(judged(prices, true_us, np.setdiff1d(everything, at)))
+            aim = f" (aim {AIMS[number]:.0f})" if number in AIMS else ""
+            print(line(f"{number} {name}{aim}", runs))
+
+
+if __name__ == "__main__":
+    main()
