@@ -152,6 +152,19 @@ def test_a_method_the_source_never_saw_is_priced_as_the_likest(world: World) -> 
     model = fit_transfer(world.source, B)
     first, second = model.predict(world.points), model.predict(other)
     assert second.latency_us[1] == pytest.approx(first.latency_us[1])
+    # Two versions of a kernel can differ by a factor of three: an interval must not hide that.
+    assert (second.latency_us[2] > 1.5 * second.latency_us[1]).all()
+
+
+def test_measurements_tell_what_a_method_the_source_never_saw_does(world: World) -> None:
+    other = dataclasses.replace(world.points, framework=np.full(len(world.points), "vllm 1.0.0"))
+    twice = dataclasses.replace(
+        world.readings, points=other, latency_us=2.0 * world.readings.latency_us
+    )
+    chosen = np.arange(0, len(other), 9)
+    found = fit_transfer(world.source, B, twice.take(chosen)).predict(other)
+    assert mape(found.latency_us[1], 2.0 * world.true_us) < 6.0
+    assert covered(found, 2.0 * world.true_us) > 0.85
 
 
 def test_doubt_grows_with_the_distance(world: World) -> None:
@@ -203,7 +216,7 @@ def some_layers(size: int, seed: int = 0) -> tuple[Carried, Array, Array]:
     zeros = np.zeros(size)
     carried = Carried(
         *(np.full(size, 5.0), zeros, np.full(size, np.nan), zeros),
-        *(method, traits, rng.uniform(0.0, 0.1, size), np.ones(size, dtype=bool)),
+        *(method, np.ones(size), traits, rng.uniform(0.0, 0.1, size), np.ones(size, dtype=bool)),
     )
     return carried, correction, np.exp(5.0 + correction + 0.01 * rng.standard_normal(size))
 
@@ -252,6 +265,7 @@ def test_leaving_one_out_is_as_if_it_had_not_been_measured() -> None:
     without = dataclasses.replace(
         found,
         method=found.method[rest],
+        strangeness=found.strangeness[rest],
         traits=found.traits[rest],
         residual=found.residual[rest],
         noise=found.noise[rest],
@@ -294,7 +308,10 @@ def test_chosen_layers_are_distinct_and_tell_more_than_any() -> None:
     def doubt(at: npt.NDArray[np.int64]) -> float:
         some = carried.take(at)
         noise = start.scales.noise_variance(some.spread)
-        given = Correction(start.scales, some.method, some.traits, np.zeros(len(at)), noise)
+        given = Correction(
+            *(start.scales, some.method, some.strangeness, some.traits),
+            *(np.zeros(len(at)), noise),
+        )
         return float(given.predict(carried)[1].mean())
 
     drawn = [np.random.default_rng(seed).choice(400, 30, replace=False) for seed in range(10)]
