@@ -3,6 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/transfer.py --data ../shared/data/silicon
     ... --source h200_moe_latency_vllm-0.24 --target h100_moe_latency_vllm-0.24     the way back
 
+A target of another version of the framework is taken by the names the source knows it by.
+
 Every line is judged on all layers both files hold, those given as measurements left out. Baselines
 beside it: the source's latency as it is, and, with the same random measurements, boosted trees on
 log(target / source) that see the traits of the layer. Points are drawn or chosen from five seeds;
@@ -27,6 +29,7 @@ from costprof.costmodel.grouped.carry import Carried, Source, carry, distance
 from costprof.costmodel.grouped.fit import fit_grouped
 from costprof.costmodel.grouped.fit_transfer import fit_correction
 from costprof.costmodel.grouped.model import LayerPrediction, Measured
+from costprof.costmodel.grouped.price import layer_keys, with_known_methods
 from costprof.costmodel.grouped.public import public_points
 from costprof.costmodel.grouped.transfer import corrected, fresh
 from costprof.costmodel.grouped.transfer_choice import choose_targets
@@ -50,12 +53,6 @@ def spec_of(table: pa.Table) -> DeviceSpec:
     """Return the spec of the device a public file names."""
     name = str(table["device"][0].as_py())
     return spec_for(DeviceFingerprint(kind="gpu", name=name))
-
-
-def keys(measured: Measured) -> npt.NDArray[np.str_]:
-    """Return what names each layer."""
-    tokens = measured.points.tokens.astype(np.int64).astype(str)
-    return np.char.add(np.char.add(measured.points.curve, "|"), tokens)
 
 
 def errors(predicted_us: Array, true_us: Array) -> tuple[float, float, float]:
@@ -116,7 +113,11 @@ def main() -> None:
         f"{source_spec.name} and {target_spec.name} are {distance(source_spec, target_spec):.2f} "
         "apart"
     )
-    _, first, second = np.intersect1d(keys(measured), keys(target), return_indices=True)
+    _, first, second = np.intersect1d(
+        layer_keys(measured.points),
+        layer_keys(with_known_methods(target.points, source.model)),
+        return_indices=True,
+    )
     carried = carried.take(second)
     known_us, true_us = measured.latency_us[first], target.latency_us[second]
     print(f"{len(true_us)} layers in both\n")

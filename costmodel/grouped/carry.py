@@ -36,6 +36,9 @@ _US = 1e6
 _BEYOND = 1.2  # shares of the time beyond this say the same: the estimate of the bytes is off
 _LEAST_DISTANCE = 0.05  # two devices of one datasheet still differ
 
+STRANGE = 10.0
+"""Two versions of one kernel can differ by a factor of three, or by nothing."""
+
 TRAITS = (
     "weights",
     "operations",
@@ -66,7 +69,9 @@ class Carried:
         log_us: Logarithm of the latency on the target.
         variance: Of the source's log latency, beyond that of a layer it measured.
         log_w, power_variance: The same for power; NaN where the source knows none.
-        method: Of the layer, as the source knows it.
+        method: Of the layer: kernel, version and precision.
+        strangeness: How many times more doubtful than others it is what its method does: 1 where
+            the source knows the method; where it had to take the likest one, `STRANGE`.
         traits: [n, len(TRAITS)], each scaled so that a difference of some units matters.
         spread: Relative standard deviation of the work between drawn routings.
         known_group: Whether the source measured the layer's group.
@@ -77,6 +82,7 @@ class Carried:
     log_w: Array
     power_variance: Array
     method: Strings
+    strangeness: Array
     traits: Array
     spread: Array
     known_group: npt.NDArray[np.bool_]
@@ -105,7 +111,7 @@ def carry(source: Source, points: LayerPoints, target: DeviceSpec) -> Carried:
     The source's latency is its model's, which smooths the readings of measured layers: those carry
     the noise of the routings that happened to be drawn.
     """
-    points = with_known_methods(points, source.model)
+    method, points = points.method, with_known_methods(points, source.model)
     prices = source.model.predict(points, source.measured)
     log_us = np.log(prices.latency_us[1])
     noise = source.model.scales[0].noise_variance(points.load.spread)
@@ -119,7 +125,8 @@ def carry(source: Source, points: LayerPoints, target: DeviceSpec) -> Carried:
         variance=np.maximum(doubt - noise, 0.0),
         log_w=np.minimum(np.log(prices.power_w * ratio), np.log(target.power_limit_w)),
         power_variance=np.maximum(energy_doubt - doubt, 0.0),
-        method=points.method,
+        method=method,
+        strangeness=np.where(points.method == method, 1.0, STRANGE),
         traits=_traits(points, work, latency_us, source.spec),
         spread=points.load.spread,
         known_group=prices.known_group,

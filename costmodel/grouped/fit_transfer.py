@@ -60,13 +60,14 @@ def fit_correction(
     if len(carried) > MOST:
         chosen = np.sort(np.random.default_rng(0).choice(len(carried), MOST, replace=False))
         carried, latency_us, power_w = carried.take(chosen), latency_us[chosen], power_w[chosen]
-    limit = _EXTREME * float(np.sqrt(start.scales.prior_variance()))
+    limit = _EXTREME * np.sqrt(start.scales.prior_variance(carried.strangeness))
     residual = np.log(latency_us) - carried.log_us
     cut = residual.clip(-limit, limit)
     scales = _likeliest(carried, cut, start.scales)
     found = Correction(
         scales=scales,
         method=carried.method,
+        strangeness=carried.strangeness,
         traits=carried.traits,
         residual=cut,
         noise=scales.noise_variance(carried.spread) + carried.variance,
@@ -101,7 +102,8 @@ def _likeliest(carried: Carried, residual: Array, start: TransferScales) -> Tran
         at = np.random.default_rng(0).choice(len(residual), _MOST_TO_SCALE, replace=False)
         carried, residual = carried.take(at), residual[at]
     codes = np.unique(carried.method, return_inverse=True)[1]
-    same = torch.from_numpy((codes[:, None] == codes).astype(np.float64))
+    strange = carried.strangeness
+    shared = torch.from_numpy((codes[:, None] == codes) * strange[:, None] * strange)
     traits = torch.from_numpy(carried.traits)
     squares = (traits[:, None, :] - traits) ** 2
     spread, target = torch.from_numpy(carried.spread), torch.from_numpy(residual)
@@ -111,7 +113,7 @@ def _likeliest(carried: Carried, residual: Array, start: TransferScales) -> Tran
     def loss(logs: Array) -> tuple[float, Array]:
         free = torch.from_numpy(logs.copy()).requires_grad_()
         scales = TransferScales.of_values(free.exp())
-        total: Tensor = covariance(squares, same, scales, torch.exp)
+        total: Tensor = covariance(squares, shared, scales, torch.exp)
         noise: Tensor = scales.noise_variance(spread) + doubt
         factor = torch.linalg.cholesky(total + torch.diag(noise))
         half = torch.linalg.solve_triangular(factor, target[:, None], upper=False)

@@ -43,6 +43,7 @@ def to_bytes(model: TransferModel) -> bytes:
     arrays: Arrays = {
         _SOURCE: np.frombuffer(serialise.to_bytes(source.model), dtype=np.uint8),
         "log_scales": correction.scales.to_logs(),
+        "strangeness": correction.strangeness,
         "traits": correction.traits,
         "residual": correction.residual,
         "noise": correction.noise,
@@ -87,6 +88,7 @@ def from_bytes(data: bytes) -> TransferModel:
         correction = Correction(
             scales=TransferScales.of_values(np.exp(arrays["log_scales"])),
             method=np.array(values["texts"]["method"], dtype=str),
+            strangeness=arrays["strangeness"],
             traits=arrays["traits"],
             residual=arrays["residual"],
             noise=arrays["noise"],

@@ -74,11 +74,10 @@ class TransferScales:
             method_lengths=lengths,
         )
 
-    def prior_variance(self) -> Any:
+    def prior_variance(self, strangeness: Any = 1.0) -> Any:
         """Variance of the correction before any measurement, noise apart."""
-        return (
-            self.common_std**2 + self.method_std**2 + self.smooth_std**2 + self.method_smooth_std**2
-        )
+        own = self.method_std**2 + self.method_smooth_std**2
+        return self.common_std**2 + self.smooth_std**2 + strangeness**2 * own
 
     def noise_variance(self, spread: Any) -> Any:
         """Variance [n] of a measurement whose routings spread the work by `spread` [n]."""
@@ -101,12 +100,13 @@ class TransferScales:
 
 
 def covariance(
-    squares: Any, same_method: Any, s: TransferScales, exp: Callable[[Any], Any] = np.exp
+    squares: Any, shared: Any, s: TransferScales, exp: Callable[[Any], Any] = np.exp
 ) -> Any:
     """Return the covariance [n, m] of log corrections, measurement noise apart.
 
-    `squares` [n, m, len(TRAITS)] are the squared differences of the traits. Written in arithmetic
-    that arrays and tensors share; `exp` is theirs.
+    `squares` [n, m, len(TRAITS)] are the squared differences of the traits; `shared` [n, m] is the
+    product of both strangenesses where the method is the same, else 0. Written in arithmetic that
+    arrays and tensors share; `exp` is theirs.
     """
 
     def matern(lengths: Any) -> Any:
@@ -115,7 +115,7 @@ def covariance(
 
     common = s.common_std**2 + s.smooth_std**2 * matern(s.lengths)
     own = s.method_std**2 + s.method_smooth_std**2 * matern(s.method_lengths)
-    return common + same_method * own
+    return common + shared * own
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Correction:
 
     Attributes:
         scales: Its scales.
-        method, traits: Of the layers measured: [n], [n, len(TRAITS)].
+        method, strangeness, traits: Of the layers measured: [n], [n], [n, len(TRAITS)].
         residual: Their log(measured / carried), extreme ones cut: [n].
         noise: Variance of each: [n].
         factor: Half width of a 90 % interval in standard deviations.
@@ -133,6 +133,7 @@ class Correction:
 
     scales: TransferScales
     method: Strings
+    strangeness: Array
     traits: Array
     residual: Array
     noise: Array
@@ -142,11 +143,12 @@ class Correction:
     def predict(self, carried: Carried) -> tuple[Array, Array]:
         """Return mean and variance [m] of log(measured / carried), noise included."""
         size = len(carried)
-        mean, variance = np.zeros(size), np.full(size, float(self.scales.prior_variance()))
+        mean = np.zeros(size)
+        variance = np.array(self.scales.prior_variance(carried.strangeness), dtype=np.float64)
         if len(self.residual):
             factor = np.linalg.cholesky(self.total())
             weights = cho_solve((factor, True), self.residual)
-            cross = between(carried.traits, carried.method, self.traits, self.method, self.scales)
+            cross = between(carried, self, self.scales)
             mean = cross @ weights
             half = solve_triangular(factor, cross.T, lower=True)
             variance -= (half**2).sum(axis=0)
@@ -155,7 +157,7 @@ class Correction:
 
     def total(self) -> Array:
         """Return the covariance [n, n] of what was measured, noise included."""
-        own = between(self.traits, self.method, self.traits, self.method, self.scales)
+        own = between(self, self, self.scales)
         own[np.diag_indices_from(own)] += self.noise
         return own
 
@@ -184,7 +186,9 @@ def fresh(source: DeviceSpec, target: DeviceSpec) -> Correction:
     """Return the correction of a target nobody measured."""
     empty = np.empty(0)
     scales = TransferScales.of_distance(distance(source, target))
-    return Correction(scales, np.empty(0, dtype=str), np.empty((0, len(TRAITS))), empty, empty)
+    return Correction(
+        scales, np.empty(0, dtype=str), empty, np.empty((0, len(TRAITS))), empty, empty
+    )
 
 
 def corrected(carried: Carried, target: DeviceSpec, correction: Correction) -> LayerPrediction:
@@ -201,18 +205,17 @@ def corrected(carried: Carried, target: DeviceSpec, correction: Correction) -> L
     )
 
 
-def between(
-    traits: Array, method: Strings, others: Array, other_method: Strings, scales: TransferScales
-) -> Array:
-    """Return the covariance [n, m] between layers and others."""
-    codes = np.unique(np.concatenate([method, other_method]), return_inverse=True)[1]
-    mine, other_codes = codes[: len(method)], codes[len(method) :]
-    total = np.empty((len(traits), len(others)))
-    for start in range(0, len(traits), _ROWS_AT_ONCE):
+def between(a: Carried | Correction, b: Carried | Correction, scales: TransferScales) -> Array:
+    """Return the covariance [n, m] between the n layers of `a` and the m of `b`."""
+    codes = np.unique(np.concatenate([a.method, b.method]), return_inverse=True)[1]
+    first, second = codes[: len(a.method)], codes[len(a.method) :]
+    total = np.empty((len(first), len(second)))
+    for start in range(0, len(first), _ROWS_AT_ONCE):
         at = slice(start, start + _ROWS_AT_ONCE)
-        squares = (traits[at, None, :] - others) ** 2
-        same = (mine[at, None] == other_codes).astype(np.float64)
-        total[at] = covariance(squares, same, scales)
+        squares = (a.traits[at, None, :] - b.traits) ** 2
+        same = (first[at, None] == second).astype(np.float64)
+        shared = same * a.strangeness[at, None] * b.strangeness
+        total[at] = covariance(squares, shared, scales)
     return total
 
 

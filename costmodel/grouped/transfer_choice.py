@@ -29,7 +29,7 @@ def choose_targets(
     size = len(carried)
     at = np.sort(np.random.default_rng(seed).permutation(size)[: max(_POOL, 2 * number)])
     pool = carried.take(at)
-    left = between(pool.traits, pool.method, pool.traits, pool.method, scales)
+    left = between(pool, pool, scales)
     noise = np.asarray(scales.noise_variance(pool.spread) + pool.variance)
     free = np.ones(len(at), dtype=bool)
     chosen = []
