@@ -53,6 +53,7 @@ def layer_row() -> dict[str, Any]:
             problem=None,
             threads=None,
             timer="cuda_graph",
+            copies=None,
             measured_at=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
         ),
         1,
