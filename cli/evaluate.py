@@ -41,30 +41,11 @@ def evaluate(
 
 
 def _frame_with_progress(dataset: Path, split: str, seed: int) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+    from costprof.cli.stages import stages
     from costprof.costmodel.evaluation.frame import held_out_layers
 
-    columns: tuple[Any, ...] = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task("reading", total=1)
-        return held_out_layers(
-            dataset,
-            split,
-            seed=seed,
-            progress=lambda stage, done, total: progress.update(
-                task, description=stage, completed=done, total=total
-            ),
-        )
+    with stages() as tell:
+        return held_out_layers(dataset, split, seed=seed, progress=tell)
 
 
 def _print(split: str, figures: dict[str, Any]) -> None:

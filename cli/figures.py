@@ -6,25 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from costprof.costmodel.titles import KIND_TITLES, METHOD_TITLES
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from costprof.costmodel.manifest import Manifest
-
-_KINDS = {
-    "interior": "inside the measured range",
-    "end": "one step beyond it",
-    "few-inside": "between 2 to 4 points",
-    "few-end": "one step beyond 2 to 4 points",
-    "single": "from one point",
-}
-_METHODS = {
-    "model": "costprof",
-    "roofline": "roofline alone",
-    "linear": "linear in tokens",
-    "mean_power_true_latency": "mean power x true latency",
-    "sum_of_experts": "experts added up",
-}
 
 
 def print_figures(console: Console, manifest: Manifest) -> None:
@@ -35,7 +22,7 @@ def print_figures(console: Console, manifest: Manifest) -> None:
         table.add_column(name)
     for name in ("n", "MAPE %", "median %", "p90 %", "90 % interval"):
         table.add_column(name, justify="right")
-    for kind, title in _KINDS.items():
+    for kind, title in KIND_TITLES.items():
         if kind in figures.get("latency", {}):
             _add(table, f"latency, {title}", figures["latency"][kind])
     for source, methods in figures.get("energy", {}).items():
@@ -77,11 +64,13 @@ def _print_grouped(console: Console, figures: dict[str, Any]) -> None:
 
 def _add(table: Table, left_out: str, methods: dict[str, Any]) -> None:
     # A manifest read back has lost the order.
-    for name, errors in sorted(methods.items(), key=lambda each: list(_METHODS).index(each[0])):
+    for name, errors in sorted(
+        methods.items(), key=lambda each: list(METHOD_TITLES).index(each[0])
+    ):
         covered = errors.get("coverage_90")
         table.add_row(
             left_out,
-            _METHODS[name],
+            METHOD_TITLES[name],
             str(errors["points"]),
             f"{errors['mape']:.1f}",
             f"{errors['median']:.1f}",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from costprof.cli.console import print_json
-from costprof.core.errors import InputError
+from costprof.cli.outputs import check_dataset, check_out
 
 if TYPE_CHECKING:
     from costprof.costmodel.fitted import FittedTable
@@ -24,18 +24,8 @@ def fit(
     from costprof.core.files import writable_folder
     from costprof.costmodel.tablefile import write_table
 
-    if out.is_dir():
-        raise InputError(f"{out} is a folder", "no table was written", "name a file with --out")
-    if out.exists() and not force:
-        raise InputError(
-            f"{out} exists", "it was not overwritten", "use --force or another name with --out"
-        )
-    if not dataset.is_dir():
-        raise InputError(
-            f"there is no folder {dataset}",
-            "nothing was fitted",
-            f"make one with: costprof sweep --preset cpu-demo --out {dataset}",
-        )
+    check_out(out, force=force, consequence="no table was written")
+    check_dataset(dataset, "nothing was fitted")
     if out.parent.exists():
         writable_folder(out.parent)
     fitted = _fit_with_progress(dataset)
@@ -60,24 +50,8 @@ def fit(
 
 
 def _fit_with_progress(dataset: Path) -> FittedTable:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
+    from costprof.cli.stages import stages
     from costprof.costmodel.fit import fit_dataset
 
-    columns: tuple[Any, ...] = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task("reading", total=1)
-        return fit_dataset(
-            dataset,
-            lambda stage, done, total: progress.update(
-                task, description=stage, completed=done, total=total
-            ),
-        )
+    with stages() as tell:
+        return fit_dataset(dataset, tell)

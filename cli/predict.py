@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from costprof.cli.console import print_json
+from costprof.cli.outputs import check_out
 from costprof.core.errors import InputError, TableError
 
 
@@ -37,10 +38,7 @@ def predict(
     from costprof.costmodel.grouped.serialise import from_bytes
     from costprof.costmodel.tablefile import read_table
 
-    if out.exists() and not force:
-        raise InputError(
-            f"{out} exists", "it was not overwritten", "use --force or another name with --out"
-        )
+    check_out(out, force=force, consequence="nothing was priced")
     file = read_table(model)
     if not file.model:
         raise TableError(

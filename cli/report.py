@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from costprof.cli.console import print_json
-from costprof.core.errors import InputError
+from costprof.cli.outputs import check_dataset, check_out
 
 if TYPE_CHECKING:
     from costprof.costmodel.report.figure import Report
@@ -31,18 +31,8 @@ def report(
     from costprof.costmodel.report.page import render_page
 
     check_split(split)
-    if out.is_dir():
-        raise InputError(f"{out} is a folder", "no report was made", "name a file with --out")
-    if out.exists() and not force:
-        raise InputError(
-            f"{out} exists", "it was not overwritten", "use --force or another name with --out"
-        )
-    if not dataset.is_dir():
-        raise InputError(
-            f"there is no folder {dataset}",
-            "no report was made",
-            f"make one with: costprof sweep --preset cpu-demo --out {dataset}",
-        )
+    check_out(out, force=force, consequence="no report was made")
+    check_dataset(dataset, "no report was made")
     if out.parent.exists():
         writable_folder(out.parent)
     made = _make_with_progress(dataset, split)

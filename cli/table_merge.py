@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from costprof.cli.console import print_json
+from costprof.cli.outputs import check_out
 from costprof.core.errors import InputError
 
 
@@ -24,12 +25,7 @@ def merge(
     from costprof.costmodel.table_merge import merge_tables
     from costprof.costmodel.tablefile import read_table, write_table
 
-    if out.is_dir():
-        raise InputError(f"{out} is a folder", "no table was written", "name a file with --out")
-    if out.exists() and not force:
-        raise InputError(
-            f"{out} exists", "it was not overwritten", "use --force or another name with --out"
-        )
+    check_out(out, force=force, consequence="no table was written")
     if len(tables) < 2:
         raise InputError("there is one table only", "nothing was merged", "name two or more")
     merged = merge_tables([read_table(path) for path in tables])

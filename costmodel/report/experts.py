@@ -22,6 +22,7 @@ from costprof.costmodel.predict import Roofline
 from costprof.costmodel.report.calls import Array, Calls, Errors, HeldOut, Strings
 from costprof.costmodel.residual import fit_latency
 from costprof.costmodel.rows import rows_table
+from costprof.costmodel.titles import KIND_TITLES, METHOD_TITLES
 from costprof.costmodel.validation import (
     KINDS,
     Fold,
@@ -36,20 +37,6 @@ Progress = Callable[[str, int, int], None]
 
 _BITS = {"int8": 8.0, "fp8": 8.0, "fp8_block": 8.0, "int4": 4.0, "mxfp4": 4.0}
 _TOKENLESS_OPS = ("pack", "unpack")
-_PLACES = {
-    "interior": "inside the measured range",
-    "end": "one step beyond it",
-    "few-inside": "between 2 to 4 points",
-    "few-end": "one step beyond 2 to 4 points",
-    "single": "from one point",
-}
-_METHODS = {
-    "model": "costprof",
-    "roofline": "roofline alone",
-    "linear": "linear in tokens",
-    "mean_power_true_latency": "mean power × true latency",
-    "sum_of_experts": "experts added up",
-}
 
 
 @dataclass(frozen=True)
@@ -154,7 +141,7 @@ def _held_out(folds: list[Fold], energies: Mapping[str, Any], layers: Mapping[st
         return np.array([getattr(fold, name) for _, fold in ordered])
 
     errors = [
-        _errors(f"latency, {_PLACES[kind]}", method, values)
+        _errors(f"latency, {KIND_TITLES[kind]}", method, values)
         for kind, methods in latency_figures(folds).items()
         for method, values in methods.items()
     ]
@@ -168,7 +155,7 @@ def _held_out(folds: list[Fold], energies: Mapping[str, Any], layers: Mapping[st
             errors.append(_errors(f"{what}, energy ({layer['energy_source']})", name, values))
     return HeldOut(
         how="each measured token count left out of its curve in turn",
-        series=_texts(_PLACES[kind] for kind, _ in ordered),
+        series=_texts(KIND_TITLES[kind] for kind, _ in ordered),
         tokens=np.array([fold.curve.tokens[fold.point] for _, fold in ordered]),
         measured_us=column("measured"),
         predicted_us=column("model"),
@@ -187,7 +174,7 @@ def _errors(what: str, method: str, values: Mapping[str, Any]) -> Errors:
     coverage = values.get("coverage_90")
     return Errors(
         what,
-        _METHODS[method],
+        METHOD_TITLES[method],
         values["points"],
         values["mape"],
         values["median"],

@@ -25,8 +25,8 @@ def spec_from_model(target: str) -> tuple[SweepSpec, list[str]]:
 
     `target` is `module:function`; the current folder can be imported from. The function takes no
     arguments and returns `(model, inputs)`, an `nn.Module` and a tuple, dict or single value of
-    inputs, or a callable without arguments that runs the model itself. The model is set to
-    `eval()` and run once, in inference mode, under torch.profiler with shapes recorded.
+    inputs, or a callable without arguments that runs the model itself. The model is put into
+    evaluation mode and run once, in inference mode, under torch.profiler with shapes recorded.
 
     Token counts are those the experts saw and the powers of two around them. Large products that
     belong to no expert (attention, embeddings, the head) are named in the notes.
