@@ -93,6 +93,7 @@ def fit_grouped(
         limit_w=spec.power_limit_w,
         use_trees=True,
         fields=(1.0, 0.0),
+        power_between=0.0,
         scales=(FieldScales(), FieldScales(), FieldScales(noise_std=0.05)),
         latency_intervals=Calibration.of_scores(np.empty(0), np.empty(0, dtype=np.int64)),
         energy_intervals=Calibration.of_scores(np.empty(0), np.empty(0, dtype=np.int64)),
