@@ -77,6 +77,8 @@ def fit_grouped(
         return _fit_part(kept, kept_work, start, start_power, spec.power_limit_w, power_of)
 
     parts = {WHOLE: part(0, np.ones(len(points), dtype=bool))}
+    if parts[WHOLE].powers:
+        start_power = PowerConstants.typical(parts[WHOLE].powers.values())
     parts |= {name: part(1 + name, fold != name) for name in folds}
     without_tokens = {
         name: part(1 + len(folds) + name, (fold != name) & (held_tokens != name), parts[name])
