@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def route(
-    table: Annotated[Path, typer.Argument(help="Cost table (Parquet).")],
+    table: Annotated[
+        Path | None,
+        typer.Argument(help="Cost table (Parquet); by default the shipped predictions."),
+    ] = None,
     moe: Annotated[str | None, typer.Option(help="Which MoE of the table.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of a batch, one decode step each.")] = 16,
     batches: Annotated[int, typer.Option(help="Batches.")] = 8,
@@ -122,7 +125,7 @@ def _lines(settings: Settings, result: dict[str, Any]) -> list[tuple[str, str, s
         (f"predicted energy mJ ({source})", "predicted_energy_mj", "{:.2f}"),
         ("gate mass lost", "gate_mass_lost", "{:.2%}"),
     ]
-    if settings.measure:
+    if result["measured_device"] is not None:
         lines += [
             ("output difference", "output_difference", "{:.3f}"),
             ("measured layer µs\n(p25-p75)", "measured_layer_us", "{:.0f}"),

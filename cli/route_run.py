@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from costprof.core.device import DeviceFingerprint, detect_device
 from costprof.core.errors import InputError
+from costprof.costmodel.compatibility import TableDriftWarning
 from costprof.costmodel.table import CostTable
 from costprof.routing import Gate, TopK
 from costprof.routing.contract import Policy
@@ -27,6 +30,9 @@ from costprof.runtime.experts import DTYPES
 from costprof.runtime.moe import MoELayer
 from costprof.runtime.synthetic import Workload
 
+DEFAULT_MOE = "Qwen3-30B-A3B"
+"""Whose shipped predictions are routed by where no table is named."""
+
 _MEMORY_SHARE = 0.8
 
 
@@ -34,7 +40,7 @@ _MEMORY_SHARE = 0.8
 class Settings:
     """The checked arguments of the verb."""
 
-    table: Path
+    table: Path | None
     moe: str | None
     tokens: int
     batches: int
@@ -59,9 +65,10 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
         TableError: the table cannot be loaded or lacks a price.
     """
     workload = Workload(skew=settings.skew)
-    table = CostTable.load(
-        settings.table, moe=settings.moe, allow_device_mismatch=settings.allow_device_mismatch
-    )
+    if settings.table is None:
+        # Predictions of another device are no reason to run a layer here.
+        settings = dataclasses.replace(settings, measure=False)
+    table = _table(settings)
     threads = settings.threads or table.manifest.threads
     if threads is not None:
         torch.set_num_threads(min(threads, os.cpu_count() or 1))
@@ -125,6 +132,16 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
         "variants": rows,
         "notes": _notes(table, settings, workload, present, state),
     }
+
+
+def _table(settings: Settings) -> CostTable:
+    if settings.table is not None:
+        return CostTable.load(
+            settings.table, moe=settings.moe, allow_device_mismatch=settings.allow_device_mismatch
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TableDriftWarning)  # a note says it
+        return CostTable.shipped(settings.moe or DEFAULT_MOE)
 
 
 def _predicted(variant: Variant, decided: Decided, adapt_us: list[float]) -> dict[str, Any]:
@@ -197,6 +214,11 @@ def _notes(
         f"{workload.spread:g}, {workload.topics} topics; weights are random, so the output "
         "difference says nothing about a model's quality.",
     ]
+    if settings.table is None:
+        notes.append(
+            "No table was named: prices are the predictions that come with costprof, fitted to "
+            "public measurements. Nothing was run; measure this machine for a table of its own."
+        )
     if settings.measure:
         notes.append(
             f"Measured on {present.name} with {torch.get_num_threads()} CPU threads: medians of "

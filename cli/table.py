@@ -15,12 +15,13 @@ from costprof.cli.table_calibrate import calibrate
 from costprof.cli.table_diff import diff
 from costprof.cli.table_export import export
 from costprof.cli.table_merge import merge
+from costprof.cli.table_predict import predict
 from costprof.core.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from costprof.costmodel.manifest import Manifest
+    from costprof.costmodel.manifest import Composition, Manifest
 
 table = typer.Typer(
     name="table",
@@ -31,6 +32,7 @@ table.command()(export)
 table.command()(diff)
 table.command()(merge)
 table.command()(calibrate)
+table.command()(predict)
 
 TablePath = Annotated[Path, typer.Argument(help="The table, a Parquet file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -203,7 +205,7 @@ def _print_summary(rows: pa.Table, manifest: Manifest) -> None:
     for class_id, parts in manifest.compositions.items():
         console.print(
             f"a layer of {class_id[:6]}: {parts.base_us:.1f} us + {parts.latency_scale:.3f} x the "
-            f"sum of its experts ({parts.layers} layers measured)"
+            f"sum of its experts ({_layers_behind(parts)})"
         )
     print_figures(console, manifest)
 
@@ -224,3 +226,8 @@ def _plain_value(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, int | str | dict | list) else str(value)
+
+
+def _layers_behind(parts: Composition) -> str:
+    predicted = parts.fitted and not parts.layers
+    return "layers predicted" if predicted else f"{parts.layers} layers measured"

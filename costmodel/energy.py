@@ -77,6 +77,11 @@ def known_energy(curve: MeasuredCurve) -> tuple[EnergySource | None, list[int]]:
     return None, []
 
 
+def heat_c_per_mj(spec: DeviceSpec) -> float:
+    """Return the temperature rise of a call per millijoule: R / τ, as calls are much shorter."""
+    return spec.resistance_c_per_w / spec.time_constant_s / 1e3
+
+
 def power_curve(curve: MeasuredCurve, spec: DeviceSpec) -> PowerCurve:
     """Return the power of `curve`: of its rows, or of the power model of `spec`."""
     source, points = known_energy(curve)
@@ -90,7 +95,7 @@ def power_curve(curve: MeasuredCurve, spec: DeviceSpec) -> PowerCurve:
     idle = [row["energy_idle_mj"] for row in rows]
     rise = [row["temp_rise_c"] for row in rows]
     watts = energy / latency / _MJ_PER_W_US
-    fallback_w, heat = _thermal(spec)
+    fallback_w, heat = spec.idle_w, heat_c_per_mj(spec)
     return PowerCurve(
         tokens=curve.tokens[points],
         watts=watts,
@@ -116,22 +121,16 @@ def _modelled(curve: MeasuredCurve, spec: DeviceSpec) -> PowerCurve:
     calls = zip(*curve.measured_work, curve.p50, strict=True)
     energies = [modelled_energy(spec, *(float(value) for value in call)) for call in calls]
     active = np.array([energy.active_mj for energy in energies])
-    idle_w, heat = _thermal(spec)
     return PowerCurve(
         tokens=curve.tokens,
         watts=active / curve.p50 / _MJ_PER_W_US,
         low=np.array([energy.low_mj for energy in energies]) / active,
         high=np.array([energy.high_mj for energy in energies]) / active,
-        heat_c_per_mj=heat,
-        idle_w=idle_w,
+        heat_c_per_mj=heat_c_per_mj(spec),
+        idle_w=spec.idle_w,
         source="modelled",
     )
 
 
 def _or(value: float | None, fallback: float) -> float:
     return fallback if value is None else value
-
-
-def _thermal(spec: DeviceSpec) -> tuple[float, float]:
-    """Return idle watts, and the rise per millijoule of a call much shorter than τ: R / τ."""
-    return spec.idle_w, spec.resistance_c_per_w / spec.time_constant_s / 1e3

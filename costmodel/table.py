@@ -5,6 +5,7 @@ Needs torch, numpy and pyarrow only, so that an inference server can load it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ from costprof.core.device import DeviceFingerprint, detect_device, software_vers
 from costprof.core.errors import InputError, TableError
 from costprof.core.expert import ExpertClass
 from costprof.core.work import expert_weight_bytes
-from costprof.costmodel.compatibility import check_device, warn_of_drift
+from costprof.costmodel.compatibility import TableDriftWarning, check_device, warn_of_drift
 from costprof.costmodel.config_choice import ConfigChoice, check_energy_weight, config_choice
 from costprof.costmodel.curves import read_classes
 from costprof.costmodel.lookup import DenseLookup, build_lookup
 from costprof.costmodel.manifest import Manifest
 from costprof.costmodel.observation import Observation
 from costprof.costmodel.rows import TABLE_SCHEMA
+from costprof.costmodel.shipped import shipped_table
 from costprof.costmodel.table_calibration import (
     Prediction,
     corrected_manifest,
@@ -131,6 +133,28 @@ class CostTable:
         if same_model:
             warn_of_drift(manifest, present, software_versions())
         return cls(file.rows, manifest, moe=moe)
+
+    @classmethod
+    def shipped(cls, moe: str) -> CostTable:
+        """Return the predictions that come with the package, for the named model `moe`.
+
+        They are for an NVIDIA H200 under vLLM, of a model fitted to public measurements, and serve
+        on every device until a table measured there replaces them: which experts a router prefers
+        depends on ratios of prices more than on their size. Elsewhere than on an H200 a
+        `TableDriftWarning` says so.
+
+        Raises:
+            TableError: there are no predictions for `moe`.
+        """
+        file = read_table(shipped_table())
+        present = detect_device(None)
+        if not check_device(file.manifest.device, present, allow=True):
+            warnings.warn(
+                f"prices are predictions for {file.manifest.device.name}, not for {present.name}",
+                TableDriftWarning,
+                stacklevel=2,
+            )
+        return cls(file.rows, file.manifest, moe=moe)
 
     def expert_class(self, expert: int) -> ExpertClass:
         """Return the class of `expert`.

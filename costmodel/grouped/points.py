@@ -65,9 +65,13 @@ class LayerPoints:
         taken = LayerPoints(
             **{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)}
         )
-        if "load" in self.__dict__:
-            taken.__dict__["load"] = self.load.take(index)
-        return taken
+        return taken.with_load(self.load.take(index)) if "load" in self.__dict__ else taken
+
+    def with_load(self, load: RankLoad) -> LayerPoints:
+        """Return the points with a `load` of which more is known than the routing's name."""
+        loaded = dataclasses.replace(self)
+        loaded.__dict__["load"] = load
+        return loaded
 
     @cached_property
     def load(self) -> RankLoad:

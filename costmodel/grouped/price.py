@@ -67,8 +67,7 @@ def with_known_methods(points: LayerPoints, model: GroupedModel) -> LayerPoints:
         framework=np.array([name[0] for name in names]),
         kernel=np.array([name[1] for name in names]),
     )
-    renamed.__dict__["load"] = points.load
-    return renamed
+    return renamed.with_load(points.load)
 
 
 def as_read(measured: Measured, model: GroupedModel) -> LayerPrediction:

@@ -76,8 +76,16 @@ def rank_load(
         )
     )
     known = {key: _summary(rank_counts(*key)) for key in dict.fromkeys(keys)}
-    values = np.array([known[key] for key in keys], dtype=np.float64)
-    values = values.reshape(len(keys), 4 + len(TILE_ROWS))
+    return _loads([known[key] for key in keys])
+
+
+def load_of_counts(counts: Sequence[Counts]) -> RankLoad:
+    """Return the load of n batches whose counts are known, draws of each: n times [draws, E]."""
+    return _loads([_summary(each) for each in counts])
+
+
+def _loads(summaries: list[list[float]]) -> RankLoad:
+    values = np.array(summaries, dtype=np.float64).reshape(len(summaries), 4 + len(TILE_ROWS))
     return RankLoad(
         assignments=values[:, 0],
         active=values[:, 1],
