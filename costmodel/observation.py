@@ -85,8 +85,10 @@ def read_observations(path: str | Path) -> list[Observation]:
 def _fault(seen: Observation) -> str:
     """Return what is wrong with `seen`; nothing where all is well."""
     alone = (seen.expert is not None, seen.tokens is not None)
-    if (seen.counts is None) != all(alone) or any(alone) != all(alone):
-        return "is of counts and of an expert" if all(alone) else "names no call"
+    if seen.counts is not None and any(alone):
+        return "is of counts and of an expert"
+    if seen.counts is None and not all(alone):
+        return "names no call"
     for name in ("latency_us", "energy_mj", "power_limit_w"):
         value = getattr(seen, name)
         if value is not None and not 0.0 < value < math.inf:
