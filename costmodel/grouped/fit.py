@@ -77,6 +77,8 @@ def fit_grouped(
         return _fit_part(kept, kept_work, start, start_power, spec.power_limit_w, power_of)
 
     parts = {WHOLE: part(0, np.ones(len(points), dtype=bool))}
+    if parts[WHOLE].powers:
+        start_power = PowerConstants.typical(parts[WHOLE].powers.values())
     parts |= {name: part(1 + name, fold != name) for name in folds}
     without_tokens = {
         name: part(1 + len(folds) + name, (fold != name) & (held_tokens != name), parts[name])
@@ -93,6 +95,7 @@ def fit_grouped(
         limit_w=spec.power_limit_w,
         use_trees=True,
         fields=(1.0, 0.0),
+        power_between=0.0,
         scales=(FieldScales(), FieldScales(), FieldScales(noise_std=0.05)),
         latency_intervals=Calibration.of_scores(np.empty(0), np.empty(0, dtype=np.int64)),
         energy_intervals=Calibration.of_scores(np.empty(0), np.empty(0, dtype=np.int64)),
