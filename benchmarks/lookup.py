@@ -1,6 +1,6 @@
 """What pricing a layer takes on one CPU thread, beside the plain gather and sum of the same rows.
 
-    python benchmarks/lookup.py [--rounds 21] [--json]
+    python benchmarks/lookup.py [--rounds 201] [--json]
 
 The floor gathers E rows of two float64 by an index worked out beforehand and adds them up: no rows
 from counts, no range, no base, no check. Both run in turn, so that a slow moment of the machine
@@ -30,7 +30,8 @@ EXPERTS = (8, 64, 128, 256)
 CLASSES = 4
 LARGEST = 4096
 AIM_EXPERTS, AIM_US = 128, 20.0
-CALLS = 500
+CALLS = 50
+"""Calls timed together: few, so that most rounds run within one time slice."""
 
 
 def made_up_table(n_experts: int) -> CostTable:
@@ -76,7 +77,8 @@ def measure(n_experts: int, rounds: int) -> dict[str, Any]:
         "beyond": lambda: table.layer_cost(beyond),
     }
     for call in calls.values():
-        us_per_call(call)
+        for _ in range(10):
+            us_per_call(call)
     taken = [{name: us_per_call(call) for name, call in calls.items()} for _ in range(rounds)]
     ratios = [each["layer_cost"] / each["floor"] for each in taken]
     return {
@@ -94,7 +96,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--rounds", type=int, default=201)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
