@@ -13,6 +13,7 @@ from costprof.core.device import DeviceFingerprint
 from costprof.core.errors import DatasetError
 from costprof.costmodel.devices import DeviceSpec, spec_for
 from costprof.costmodel.evaluation.baselines import boosted, linear_in_tokens, roofline_us
+from costprof.costmodel.evaluation.origin import FrameOrigin
 from costprof.costmodel.evaluation.splits import Fold, folds_of
 from costprof.costmodel.grouped.dataset import measured_layers, named_layers
 from costprof.costmodel.grouped.fit import LEAST_LAYERS, fit_grouped
@@ -35,6 +36,7 @@ def held_out_layers(
     Columns: what the layer is; `latency_us` and `energy_mj` as measured; both predicted
     (`…_p05`, `…_p50`, `…_p95`), `power_w` likewise; of the baselines `linear_us`, `roofline_us`,
     `boosting_us`, `analytic_us`, `linear_mj` and `constant_tdp_mj`, NULL where one cannot tell.
+    The schema's metadata say of the dataset what `FrameOrigin` holds.
 
     Raises:
         DatasetError: the dataset has too few layers of a named routing.
@@ -56,7 +58,8 @@ def held_out_layers(
             power_limit_w=max(limits, default=0.0),
         )
     )
-    return held_out(measured, spec, split, seed=seed, progress=progress)
+    frame = held_out(measured, spec, split, seed=seed, progress=progress)
+    return FrameOrigin.of_rows(folder.resolve().name, rows).attached(frame)
 
 
 def held_out(
