@@ -42,6 +42,10 @@ LEAST_LAYERS = 200
 FOLDS = 5
 _LEAST_OF_A_METHOD = 20
 _LEAST_POWERS = 200
+_POWER_NOISE = 0.01
+"""The meter's errors drift from one reading to the next; what is left between neighbours is small,
+and a field that took the drift for noise would smooth over what two neighbours agree on."""
+
 _UNTRUSTED = 0.3  # weight of a power read over too short a window
 
 
@@ -183,4 +187,6 @@ def _scales(measured: Measured, base: Base) -> tuple[FieldScales, FieldScales, F
     at = np.flatnonzero(np.isfinite(measured.power_w) & np.isfinite(base.power_w))
     start = FieldScales(noise_std=0.05)
     residual = np.log(measured.power_w[at] / base.power_w[at])
-    return found[0], found[1], fit_scales(sites.take(at), residual, points.group[at], start)
+    powers = fit_scales(sites.take(at), residual, points.group[at], start)
+    powers = dataclasses.replace(powers, noise_std=min(powers.noise_std, _POWER_NOISE))
+    return found[0], found[1], powers
