@@ -35,6 +35,8 @@ def print_figures(console: Console, manifest: Manifest) -> None:
         console.print(table)
     if "grouped" in figures:
         _print_grouped(console, figures["grouped"])
+    if "transfer" in figures:
+        _print_transfer(console, figures["transfer"])
     if "modelled" in figures.get("energy", {}):
         console.print(
             "energy is modelled: its figures compare with the power model, not with a meter",
@@ -59,6 +61,47 @@ def _print_grouped(console: Console, figures: dict[str, Any]) -> None:
             numbers = [f"{errors[each]:.1f}" for each in ("mape", "median", "p90")]
             table.add_row(title, method, f"{errors['points']:.0f}", *numbers, chosen)
             title = ""
+    console.print(table)
+
+
+def _print_transfer(console: Console, figures: dict[str, Any]) -> None:
+    """Print how doubtful carried prices are and, where points tell, what they erred by."""
+    console.print(
+        f"carried from {figures['source_device']} to {figures['target_device']}, of which "
+        f"{figures['points']} layers were measured",
+        highlight=False,
+    )
+    if figures["half_width_90"] is not None:
+        console.print(
+            f"90 % intervals of transferred prices are ±{figures['half_width_90']:.0f} % wide on "
+            "average",
+            highlight=False,
+        )
+    if figures["left_out"]:
+        print_errors(console, figures["left_out"], "layers of the target left out")
+
+
+def print_errors(console: Console, figures: dict[str, Any], title: str) -> None:
+    """Print the figures of a frame of held-out layers (`costmodel.evaluation.figures`)."""
+    table = Table(box=None, header_style="bold", title=title, title_justify="left")
+    for name in ("quantity", "layers", "predicted by"):
+        table.add_column(name)
+    for name in ("n", "MAPE %", "median %", "p90 %", "90 % interval"):
+        table.add_column(name, justify="right")
+    for quantity in ("latency", "energy"):
+        for subset, methods in figures.get(quantity, {}).items():
+            labels = (quantity, subset)
+            # A manifest read back has lost the order.
+            for method, errors in sorted(methods.items(), key=lambda each: each[0] != "costprof"):
+                covered = errors.get("coverage_90")
+                table.add_row(
+                    *labels,
+                    method,
+                    str(errors["layers"]),
+                    *(f"{errors[each]:.1f}" for each in ("mape", "median", "p90")),
+                    "" if covered is None else f"holds {covered:.1f} %",
+                )
+                labels = ("", "")
     console.print(table)
 
 
