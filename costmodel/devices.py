@@ -162,7 +162,7 @@ def known_spec(device: DeviceFingerprint) -> DeviceSpec:
         raise InputError(
             f"nothing is known of the device {device.name!r}",
             "prices cannot be carried between it and another; nothing was fitted",
-            "name a spec of data/devices with --device, or a file like them",
+            "costprof fit takes a file like those in data/devices as --device",
         )
     return spec_for(device)
 

@@ -171,18 +171,19 @@ def _target(folder: Path | None, device: str | None) -> _Target:
 def _of_device(
     folder: Path, rows: pa.Table, device: DeviceFingerprint, spec: DeviceSpec
 ) -> pa.Table:
-    """Return those `rows` of `device`; all, if it is described by a file and theirs is not."""
+    """Return those `rows` of `device`; a file of the user's own describes whatever they are of."""
     names = sorted(set(pc.unique(rows["device_name"]).to_pylist()))
-    of_spec = [name for name in names if known_spec_name(name) == spec.name]
-    if not of_spec and len(names) == 1 and known_spec_name(names[0]) is None:
+    own_file = known_spec_name(device.name) is None
+    if own_file and len(names) == 1:
         return rows
-    if not of_spec and names:
+    wanted = [name for name in names if name == device.name or known_spec_name(name) == spec.name]
+    if names and not wanted:
         raise DatasetError(
             f"{folder} has layers of {', '.join(names)}, none of {device.name}",
             _NOTHING,
             "leave out the dataset, or --device",
         )
-    return rows.filter(pc.is_in(rows["device_name"], pa.array(of_spec, pa.string())))
+    return rows.filter(pc.is_in(rows["device_name"], pa.array(wanted, pa.string())))
 
 
 def _notes(

@@ -8,7 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from costprof.core.device import DeviceFingerprint
 from costprof.core.errors import InputError
+from costprof.costmodel.devices import known_spec
 from costprof.costmodel.evaluation.frame import check_enough, layer_spec
 from costprof.costmodel.evaluation.transfer import TransferTrial
 from costprof.costmodel.grouped.carry import Source
@@ -37,7 +39,7 @@ def transferred_layers(
     are those of `TransferTrial.frame`. `seed` draws the layers to choose from.
 
     Raises:
-        InputError: the split names no two devices of the datasets.
+        InputError: the split names no two devices of the datasets, or one of unknown constants.
         DatasetError: no dataset, or the source has too few layers of a named routing.
     """
     tell = progress or (lambda stage, done, total: None)
@@ -45,10 +47,11 @@ def transferred_layers(
     every = pa.concat_tables([named_layers(read_measurements(folder)) for folder in folders])
     source_rows, target_rows = _both(every, split)
     check_enough(source_rows, f"the source of {split}")
-    source_spec, measured = layer_spec(source_rows), measured_layers(source_rows)
+    source_spec, target_spec = layer_spec(source_rows), layer_spec(target_rows)
+    measured = measured_layers(source_rows)
     source = Source(fit_grouped(measured, source_spec, tell).model, source_spec, measured)
     tell("carrying", 0, 1)
-    trial = TransferTrial.of(source, layer_spec(target_rows), measured_layers(target_rows))
+    trial = TransferTrial.of(source, target_spec, measured_layers(target_rows))
     frames = {}
     for given in (0, min(GIVEN, len(trial) // 2)):
         tell(f"pricing with {given} layers given", 0, 1)
@@ -68,6 +71,7 @@ def _both(rows: pa.Table, split: str) -> tuple[pa.Table, pa.Table]:
             fact = f"{name} could be {', '.join(hits)}" if hits else f"no layer is of {name}"
             raise _refused(split, fact, known)
         found.append(hits[0])
+        known_spec(DeviceFingerprint(kind="gpu", name=hits[0]))
     if found[0] == found[1]:
         raise _refused(split, f"both names are of {found[0]}", known)
     source, target = (rows.filter(pc.equal(rows["device_name"], name)) for name in found)
