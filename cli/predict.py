@@ -38,7 +38,7 @@ def predict(
 
     check_out(out, force=force, consequence="nothing was priced")
     file = read_table(model)
-    model_of(file)
+    known = model_of(file)
     if not points.is_file():
         raise InputError(f"there is no file {points}", "nothing was priced", "name a Parquet file")
     try:
@@ -50,7 +50,7 @@ def predict(
             "give a Parquet file",
         ) from error
     began = time.monotonic()
-    prices = price_by_table(public_points(table), file)
+    prices = price_by_table(public_points(table), known, file.rows)
     priced = with_prices(table, prices)
     writable_folder(out.parent)
     with replacing(out) as temporary:

@@ -90,7 +90,7 @@ def _methods(
         mask = mask & np.isfinite(values)
     result: dict[str, Any] = {}
     for name, values in told.items():
-        result[name] = {"layers": int(mask.sum()), **_errors(values[mask], truth[mask])}
+        result[name] = {"layers": int(mask.sum()), **error_figures(values[mask], truth[mask])}
     if "costprof" in result:
         low, high = (_numbers(frame, f"{quantity}_{at}") for at in ("p05", "p95"))
         inside = (truth >= low) & (truth <= high)
@@ -98,7 +98,8 @@ def _methods(
     return result
 
 
-def _errors(predicted: Array, truth: Array) -> dict[str, float]:
+def error_figures(predicted: Array, truth: Array) -> dict[str, float]:
+    """Return MAPE, median and 90th percentile of the error in percent of `truth`."""
     error = 100.0 * np.abs(predicted / truth - 1.0)
     return {
         "mape": float(error.mean()),

@@ -157,7 +157,7 @@ def test_a_method_nobody_measured_is_as_doubtful_as_methods_differ(
     fitted: Fitted, tmp_path: Path, column: str, value: str, least: float
 ) -> None:
     asked = pq.read_table(fitted.source)
-    known = predict(fitted.table, fitted.held_out, tmp_path / "known_q.parquet")
+    known = predict(fitted.table, fitted.held_out, tmp_path / "first.parquet")
     for name in (fitted.source, fitted.held_out):
         asked = pq.read_table(name)
         at = asked.column_names.index(column)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 from public_layers import public_table
 from threadpoolctl import threadpool_limits
 from transfer_files import LIMIT_W, TARGET, Devices
@@ -20,6 +21,7 @@ from costprof.cli.main import app
 from costprof.core.errors import CostprofError
 from costprof.costmodel.devices import named_device
 from costprof.costmodel.grouped.serialise_transfer import is_transfer
+from costprof.costmodel.table import CostTable
 from costprof.costmodel.tablefile import TableFile, read_table
 
 FEW = 60
@@ -240,3 +242,20 @@ def test_a_spec_file_that_says_nonsense_is_refused(
     path.write_text("\n".join(changed), encoding="utf-8")
     with pytest.raises(CostprofError, match="cannot be read as a device's spec"):
         named_device(str(path))
+
+
+def test_a_transferred_table_prices_experts_that_a_runtime_can_route_by(
+    world: World, tmp_path: Path
+) -> None:
+    out = tmp_path / "moe.parquet"
+    shown = run("table", "predict", world.corrected, "--preset", "OLMoE-1B-7B", "--out", out)
+    assert "all transferred" in shown
+    file = read_table(out)
+    assert file.manifest.device.name == TARGET
+    assert tiers_of(file) == {"transferred": file.rows.num_rows}
+    assert any("carried from" in note for note in file.manifest.notes)
+    table = CostTable(file.rows, file.manifest)
+    few, many = (
+        float(table.layer_cost(torch.full((64,), tokens)).latency_us) for tokens in (1, 64)
+    )
+    assert 0.0 < few < many
