@@ -162,7 +162,7 @@ def known_spec(device: DeviceFingerprint) -> DeviceSpec:
         raise InputError(
             f"nothing is known of the device {device.name!r}",
             "prices cannot be carried between it and another; nothing was fitted",
-            "costprof fit takes a file like those in data/devices as --device",
+            "write a file like those in data/devices: for a target as --device, for a source there",
         )
     return spec_for(device)
 

@@ -148,7 +148,16 @@ def test_few_layers_of_the_target_are_rows_and_tell_how_far_off_it_is(world: Wor
     assert figures["points"] == FEW
     assert errors["costprof"]["mape"] < 0.5 * errors["source as it is"]["mape"]
     assert "coverage_90" in errors["costprof"]
-    assert "layers of the target left out" in run("table", "show", world.corrected)
+    assert "source x rooflines" in run("table", "show", world.corrected)
+
+
+def test_a_target_measured_throughout_leaves_no_row_to_carry(world: World, tmp_path: Path) -> None:
+    out, whole = tmp_path / "t.parquet", tmp_path / "whole"
+    run("ingest", "--format", "aiconfigurator", world.files.target, "--out", whole)
+    run("fit", whole, "--from", world.source, "--out", out)
+    file = read_table(out)
+    assert tiers_of(file) == {"measured": pq.read_table(world.files.target).num_rows}
+    assert file.manifest.validation["transfer"]["half_width_90"] is None
 
 
 def test_what_cannot_be_carried_is_refused_in_one_line(world: World, tmp_path: Path) -> None:
