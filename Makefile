@@ -33,6 +33,7 @@ bench: $(VENV)/.test-installed
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/kill.py --kills 20 --backend nsys
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/lookup.py
 	$(BIN)/python benchmarks/backends.py
 	$(BIN)/python benchmarks/energy_simulated.py
 	$(BIN)/python benchmarks/tile_space.py --out out/tiles

@@ -42,7 +42,11 @@ def print_figures(console: Console, manifest: Manifest) -> None:
         console.print(f"note: {note}", highlight=False, markup=False)
 
 
-_LEFT_OUT = {"new_shapes": "layers of new shapes", "known_groups": "layers of known groups"}
+_LEFT_OUT = {
+    "new_shapes": "layers of new shapes",
+    "known_groups": "layers of known groups",
+    "power_between_counts": "power, between counts",
+}
 
 
 def _print_grouped(console: Console, figures: dict[str, Any]) -> None:
@@ -52,7 +56,9 @@ def _print_grouped(console: Console, figures: dict[str, Any]) -> None:
     for name in ("n", "MAPE %", "median %", "p90 %", ""):
         table.add_column(name, justify="right")
     for kind, title in _LEFT_OUT.items():
-        for method, errors in figures[kind].items():
+        for method, errors in figures.get(kind, {}).items():
+            if not errors["points"]:
+                continue
             chosen = "chosen" if method == figures["chosen"][kind] else ""
             numbers = [f"{errors[each]:.1f}" for each in ("mape", "median", "p90")]
             table.add_row(title, method, f"{errors['points']:.0f}", *numbers, chosen)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from costprof.cli.console import print_json
+from costprof.cli.table_calibrate import calibrate
 from costprof.cli.table_diff import diff
 from costprof.cli.table_export import export
 from costprof.cli.table_merge import merge
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 
 table = typer.Typer(
     name="table",
-    help="Show, check, query, compare, merge or export cost tables.",
+    help="Show, check, query, compare, merge, correct or export cost tables.",
     no_args_is_help=True,
 )
 table.command()(export)
 table.command()(diff)
 table.command()(merge)
+table.command()(calibrate)
 table.command()(predict)
 
 TablePath = Annotated[Path, typer.Argument(help="The table, a Parquet file.")]

@@ -41,6 +41,7 @@ class DeviceSpec:
         pj_per_flop, pj_per_byte: Energy of one operation and one byte moved, picojoules.
         low, high: Factors on the dynamic constants that span what is plausible.
         resistance_c_per_w, time_constant_s: One-pole thermal model.
+        min_clock, min_voltage: Least core clock and the voltage there, as shares of the largest.
     """
 
     name: str
@@ -57,6 +58,8 @@ class DeviceSpec:
     high: float
     resistance_c_per_w: float
     time_constant_s: float
+    min_clock: float = 0.2
+    min_voltage: float = 0.7
 
     def scaled(self, units: int) -> DeviceSpec:
         """Return the spec of `units` such devices side by side (the cores of a CPU)."""
@@ -188,6 +191,7 @@ def _files() -> tuple[dict[str, Any], ...]:
 
 def _spec(values: dict[str, Any]) -> DeviceSpec:
     ceilings, power, thermal = values["ceilings"], values["power"], values["thermal"]
+    clocks = values.get("clocks", {})
     return DeviceSpec(
         name=values["name"],
         kind=values["kind"],
@@ -203,4 +207,5 @@ def _spec(values: dict[str, Any]) -> DeviceSpec:
         high=power["high"],
         resistance_c_per_w=thermal["resistance_c_per_w"],
         time_constant_s=thermal["time_constant_s"],
+        **{f"min_{name}": clocks[name] for name in ("clock", "voltage") if name in clocks},
     )

@@ -6,6 +6,7 @@ Needs torch, numpy and pyarrow only, so that an inference server can load it.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,26 @@ from costprof.costmodel.config_choice import ConfigChoice, check_energy_weight, 
 from costprof.costmodel.curves import read_classes
 from costprof.costmodel.lookup import DenseLookup, build_lookup
 from costprof.costmodel.manifest import Manifest
+from costprof.costmodel.observation import Observation
 from costprof.costmodel.rows import TABLE_SCHEMA
 from costprof.costmodel.shipped import shipped_table
+from costprof.costmodel.table_calibration import (
+    Prediction,
+    corrected_manifest,
+    corrected_rows,
+    fit_table_scales,
+)
 from costprof.costmodel.tablefile import read_table, write_table
 
-__all__ = ["TABLE_SCHEMA", "ConfigChoice", "CostTable", "ExpertCost", "LayerCost", "write_table"]
+__all__ = [
+    "TABLE_SCHEMA",
+    "ConfigChoice",
+    "CostTable",
+    "ExpertCost",
+    "LayerCost",
+    "Observation",
+    "write_table",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +76,7 @@ class CostTable:
     """Prices of the experts of one MoE on one device.
 
     Attributes:
+        rows: All rows of the table, of `TABLE_SCHEMA`.
         manifest: Where the table comes from and how well it fits.
         moe: The MoE priced: name, top_k and the class id of each of its E experts.
         n_experts: E.
@@ -72,6 +89,7 @@ class CostTable:
         Raises:
             TableError: the MoE is unknown, or an expert's class has no rows.
         """
+        self.rows = rows
         self.manifest = manifest
         self.moe = manifest.moe(moe)
         if not self.moe.class_of_expert:
@@ -240,6 +258,35 @@ class CostTable:
         return _split(
             self._lookup_for(expected_counts, integer=False).expected_layer(expected_counts)
         )
+
+    def calibrated(self, observations: Sequence[Observation]) -> CostTable:
+        """Return this table with all prices corrected by `observations` of the machine it serves.
+
+        Each class has a factor on latency and one on energy, shrunk towards that of all and that
+        towards 1 while observations are few; intervals widen by the doubt of the factor. Tiers
+        stay; a note of the manifest says that the table was calibrated. Nothing is fitted again.
+        See `costprof.costmodel.table_calibration`. Without observations this table comes back.
+
+        Raises:
+            InputError: an observation is of no expert or layer of this MoE, or of none that costs.
+        """
+        if not observations:
+            return self
+        predictions = [self._predicted(observation) for observation in observations]
+        limit_w = self.manifest.device.power_limit_w
+        scales = fit_table_scales(predictions, observations, limit_w)
+        rows = corrected_rows(self.rows, scales)
+        return CostTable(rows, corrected_manifest(self.manifest, scales), moe=self.moe.name)
+
+    def _predicted(self, observation: Observation) -> Prediction:
+        if observation.counts is None:
+            expert, tokens = observation.expert or 0, observation.tokens or 0
+            cost = self.cost(expert, tokens)
+            return Prediction(self._class_id(expert), cost.latency_us, cost.energy_mj)
+        layer = self.layer_cost(torch.tensor(observation.counts, dtype=torch.int64))
+        ran = {self._class_id(e) for e, count in enumerate(observation.counts) if count}
+        only = ran.pop() if len(ran) == 1 else ""
+        return Prediction(only, layer.latency_us.item(), layer.energy_mj.item())
 
     def _class_id(self, expert: int) -> str:
         if not 0 <= expert < self.n_experts:

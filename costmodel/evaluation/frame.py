@@ -14,6 +14,7 @@ from costprof.core.errors import DatasetError
 from costprof.costmodel.devices import DeviceSpec, spec_for
 from costprof.costmodel.evaluation.baselines import boosted, linear_in_tokens, roofline_us
 from costprof.costmodel.evaluation.columns import frame_of, layer_columns, quantile_columns
+from costprof.costmodel.evaluation.origin import FrameOrigin
 from costprof.costmodel.evaluation.splits import Fold, folds_of
 from costprof.costmodel.grouped.dataset import measured_layers, named_layers
 from costprof.costmodel.grouped.fit import LEAST_LAYERS, fit_grouped
@@ -33,6 +34,7 @@ def held_out_layers(
     Columns: what the layer is; `latency_us` and `energy_mj` as measured; both predicted
     (`…_p05`, `…_p50`, `…_p95`), `power_w` likewise; of the baselines `linear_us`, `roofline_us`,
     `boosting_us`, `analytic_us`, `linear_mj` and `constant_tdp_mj`, NULL where one cannot tell.
+    The schema's metadata say of the dataset what `FrameOrigin` holds.
 
     Raises:
         DatasetError: the dataset has too few layers of a named routing, or is of several devices.
@@ -47,7 +49,9 @@ def held_out_layers(
             "nothing was evaluated",
             f"use --split device:{devices[0]},{devices[1]}, or a dataset of one device",
         )
-    return held_out(measured_layers(rows), layer_spec(rows), split, seed=seed, progress=progress)
+    measured, spec = measured_layers(rows), layer_spec(rows)
+    frame = held_out(measured, spec, split, seed=seed, progress=progress)
+    return FrameOrigin.of_rows(folder.resolve().name, rows).attached(frame)
 
 
 def check_enough(rows: pa.Table, whose: str) -> None:

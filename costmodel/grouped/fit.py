@@ -42,6 +42,10 @@ LEAST_LAYERS = 200
 FOLDS = 5
 _LEAST_OF_A_METHOD = 20
 _LEAST_POWERS = 200
+_POWER_NOISE = 0.01
+"""The meter's errors drift from one reading to the next; what is left between neighbours is small,
+and a field that took the drift for noise would smooth over what two neighbours agree on."""
+
 _UNTRUSTED = 0.3  # weight of a power read over too short a window
 
 
@@ -77,6 +81,8 @@ def fit_grouped(
         return _fit_part(kept, kept_work, start, start_power, spec.power_limit_w, power_of)
 
     parts = {WHOLE: part(0, np.ones(len(points), dtype=bool))}
+    if parts[WHOLE].powers:
+        start_power = PowerConstants.typical(parts[WHOLE].powers.values())
     parts |= {name: part(1 + name, fold != name) for name in folds}
     without_tokens = {
         name: part(1 + len(folds) + name, (fold != name) & (held_tokens != name), parts[name])
@@ -93,6 +99,7 @@ def fit_grouped(
         limit_w=spec.power_limit_w,
         use_trees=True,
         fields=(1.0, 0.0),
+        power_between=0.0,
         scales=(FieldScales(), FieldScales(), FieldScales(noise_std=0.05)),
         latency_intervals=Calibration.of_scores(np.empty(0), np.empty(0, dtype=np.int64)),
         energy_intervals=Calibration.of_scores(np.empty(0), np.empty(0, dtype=np.int64)),
@@ -180,4 +187,6 @@ def _scales(measured: Measured, base: Base) -> tuple[FieldScales, FieldScales, F
     at = np.flatnonzero(np.isfinite(measured.power_w) & np.isfinite(base.power_w))
     start = FieldScales(noise_std=0.05)
     residual = np.log(measured.power_w[at] / base.power_w[at])
-    return found[0], found[1], fit_scales(sites.take(at), residual, points.group[at], start)
+    powers = fit_scales(sites.take(at), residual, points.group[at], start)
+    powers = dataclasses.replace(powers, noise_std=min(powers.noise_std, _POWER_NOISE))
+    return found[0], found[1], powers

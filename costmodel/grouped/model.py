@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from costprof.costmodel.grouped.curves import between_counts
 from costprof.costmodel.grouped.features import TIME_FEATURES, power_features, time_features
 from costprof.costmodel.grouped.field import Field, FieldScales, Sites
 from costprof.costmodel.grouped.intervals import Calibration, doubt_bins
@@ -120,6 +121,8 @@ class GroupedModel:
         limit_w: Power limit.
         use_trees: Whether new shapes are better predicted with the trees.
         fields: Weights of the learned and of the analytic residual in a known group.
+        power_between: Weight of the neighbours' power, beside the field's, between measured token
+            counts of a curve.
         scales: Of the fields over the learned, the analytic and the power residual.
         latency_intervals, energy_intervals: Calibrations.
     """
@@ -131,6 +134,7 @@ class GroupedModel:
     limit_w: float
     use_trees: bool
     fields: tuple[float, float]
+    power_between: float
     scales: tuple[FieldScales, FieldScales, FieldScales]
     latency_intervals: Calibration
     energy_intervals: Calibration
@@ -175,7 +179,8 @@ class GroupedModel:
                 found = own.predict(points.take(at))
                 log_latency[at] = self._weighed(found.learned, found.analytic)
                 variance[at] = self._weighed(found.learned_variance, found.analytic_variance)
-                log_power[at], power_variance[at] = found.log_power, found.power_variance
+                log_power[at] = found.power(self.power_between)
+                power_variance[at] = found.power_variance
                 novelty[at], known[at] = found.novelty, True
         return Centre(log_latency, variance, log_power, power_variance, novelty, known)
 
@@ -187,6 +192,7 @@ class GroupedModel:
 class GroupPrediction:
     """What the fields of a group say of n layers; logarithms and their variances, all [n].
 
+    `between_power` is NaN where a layer does not lie between measured token counts of its curve.
     `novelty` is the share of the prior variance that its measurements leave.
     """
 
@@ -195,19 +201,29 @@ class GroupPrediction:
     analytic: Array
     analytic_variance: Array
     log_power: Array
+    between_power: Array
     power_variance: Array
     novelty: Array
+
+    def power(self, weight: float) -> Array:
+        """Return log power [n], the neighbours' weighing `weight` where there are two."""
+        mixed = (1.0 - weight) * self.log_power + weight * self.between_power
+        return np.where(np.isfinite(mixed), mixed, self.log_power)
 
 
 @dataclass(frozen=True)
 class GroupFields:
-    """The fields of one group over what its fold's part leaves unexplained."""
+    """The fields of one group over what its fold's part leaves unexplained.
+
+    `read` are the layers whose power is known.
+    """
 
     model: GroupedModel
     fold: int
     learned: Field
     analytic: Field
     power: Field | None
+    read: Measured
 
     @classmethod
     def of(cls, model: GroupedModel, measured: Measured) -> GroupFields:
@@ -228,6 +244,7 @@ class GroupFields:
             Field(sites, log_us - np.log(base.latency_us), learned),
             Field(sites, log_us - np.log(base.analytic_us), analytic),
             power,
+            measured.take(read),
         )
 
     def predict(self, points: LayerPoints) -> GroupPrediction:
@@ -248,6 +265,7 @@ class GroupFields:
             analytic=np.log(base.analytic_us) + analytic,
             analytic_variance=analytic_variance,
             log_power=log_power,
+            between_power=between_counts(self.read.points, np.log(self.read.power_w), points),
             power_variance=power_variance,
             novelty=np.clip(left / scales.prior_variance(), 0.0, 1.0),
         )

@@ -10,6 +10,7 @@ lengthens t instead of raising P.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,12 @@ class PowerConstants:
     def of_spec(cls, spec: DeviceSpec) -> PowerConstants:
         """Return modelling constants of a device nobody measured."""
         return cls(spec.idle_w + spec.busy_w, spec.pj_per_flop, spec.pj_per_byte, 10.0)
+
+    @classmethod
+    def typical(cls, known: Collection[PowerConstants]) -> PowerConstants:
+        """Return the geometric means of `known` (one or more): for a method nobody metered."""
+        logs = np.log(np.array([dataclasses.astuple(each) for each in known]))
+        return cls(*np.exp(logs.mean(axis=0)).tolist())
 
 
 def layer_power_w(

@@ -21,7 +21,7 @@ from costprof.costmodel.grouped.power import PowerConstants
 from costprof.costmodel.grouped.stage_time import StageConstants
 from costprof.costmodel.grouped.trees import Trees
 
-FORMAT = 1
+FORMAT = 2
 _JSON = "json"
 _COMPRESSION = 6
 
@@ -49,6 +49,7 @@ def to_bytes(model: GroupedModel) -> bytes:
         "limit_w": model.limit_w,
         "use_trees": model.use_trees,
         "fields": model.fields,
+        "power_between": model.power_between,
         "scales": [dataclasses.asdict(scales) for scales in model.scales],
         "latency_intervals": model.latency_intervals.to_list(),
         "energy_intervals": model.energy_intervals.to_list(),
@@ -84,6 +85,7 @@ def from_bytes(data: bytes) -> GroupedModel:
             limit_w=float(values["limit_w"]),
             use_trees=bool(values["use_trees"]),
             fields=(float(values["fields"][0]), float(values["fields"][1])),
+            power_between=float(values["power_between"]),
             scales=tuple(FieldScales(**scales) for scales in values["scales"]),  # type: ignore[arg-type]
             latency_intervals=Calibration.of_list(values["latency_intervals"]),
             energy_intervals=Calibration.of_list(values["energy_intervals"]),

@@ -22,6 +22,7 @@ Array = npt.NDArray[np.float64]
 
 _BOTH = (0.5, 0.5)
 _FIELDS = {"trees + field": (1.0, 0.0), "analytic + field": (0.0, 1.0), "both fields": _BOTH}
+_POWERS = {"field": 0.0, "field + neighbours": 0.5, "neighbours": 1.0}
 _CLEARLY = 0.9  # error of one field alone, as a share of both fields', from which it is chosen
 _SPARSE = 0.1  # share kept when the doubt of thinly measured groups is calibrated
 _LARGEST_GROUP = 600  # of a larger one a sample is enough to calibrate by
@@ -33,7 +34,8 @@ class LeftOut:
     """Layers predicted without what was left out; all [n].
 
     `learned` and `analytic` are log predictions over the two fields (of a new shape: without any),
-    with their variances; `log_power` is NaN where no power is known.
+    with their variances; `log_power` is NaN where no power is known, `between_power` where no
+    neighbours' is.
     """
 
     log_us: Array
@@ -43,12 +45,18 @@ class LeftOut:
     analytic_variance: Array
     log_w: Array
     log_power: Array
+    between_power: Array
     power_variance: Array
     bins: npt.NDArray[np.int64]
 
     def error(self, weights: tuple[float, float]) -> Array:
         """Return log(measured / predicted) with the fields weighing `weights`."""
         return self.log_us - weights[0] * self.learned - weights[1] * self.analytic
+
+    def power_error(self, weight: float) -> Array:
+        """Return log(measured / predicted power) [n], the neighbours' power weighing `weight`."""
+        mixed = (1.0 - weight) * self.log_power + weight * self.between_power
+        return self.log_w - np.where(np.isfinite(mixed), mixed, self.log_power)
 
     def variance(self, weights: tuple[float, float]) -> Array:
         """Return what the model thinks of that error."""
@@ -68,11 +76,17 @@ def chosen_model(
     best = min(errors, key=errors.__getitem__)
     if not errors[best] <= _CLEARLY * errors["both fields"]:
         best = "both fields"
-    model = dataclasses.replace(model, fields=_FIELDS[best])
+    powers, power = _power_choice(groups)
+    model = dataclasses.replace(model, fields=_FIELDS[best], power_between=_POWERS[power])
     figures: dict[str, Any] = {
         "new_shapes": {},
         "known_groups": {name: _figures(groups.error(each)) for name, each in _FIELDS.items()},
-        "chosen": {"new_shapes": "analytic x trees", "known_groups": best},
+        "power_between_counts": powers,
+        "chosen": {
+            "new_shapes": "analytic x trees",
+            "known_groups": best,
+            "power_between_counts": power,
+        },
     }
     kinds = [(groups, model.fields)]
     if len(model.parts) > 1:
@@ -84,6 +98,17 @@ def chosen_model(
         model = dataclasses.replace(model, use_trees=better == "analytic x trees")
         kinds.append((new, ways[better]))
     return _calibrated(model, kinds), figures
+
+
+def _power_choice(groups: LeftOut) -> tuple[dict[str, dict[str, float]], str]:
+    """Return the errors of each way to predict power between measured token counts, and the best.
+
+    Where no power lies between others the field is all there is.
+    """
+    between = np.isfinite(groups.between_power) & np.isfinite(groups.log_w)
+    errors = {name: groups.power_error(weight)[between] for name, weight in _POWERS.items()}
+    figures = {name: _figures(error) for name, error in errors.items()}
+    return figures, min(_POWERS, key=lambda name: figures[name]["mape"])
 
 
 def token_set(tokens: Array, sets: int) -> npt.NDArray[np.int64]:
@@ -139,6 +164,7 @@ def _rest(model: GroupedModel, own: Measured, kept: npt.NDArray[np.bool_]) -> li
             found.analytic_variance,
             np.log(rest.power_w),
             found.log_power,
+            found.between_power,
             found.power_variance,
             bins,
         )
@@ -170,6 +196,7 @@ def _curve_by_curve(model: GroupedModel, own: Measured) -> LeftOut:
         analytic_variance,
         np.log(own.power_w),
         log_power,
+        np.full(len(parts), np.nan),
         power_variance,
         doubt_bins(novelty, np.ones(len(parts), dtype=bool), own.points.tokens),
     )
@@ -188,6 +215,7 @@ def _new_shapes(model: GroupedModel, measured: Measured, base: Base) -> LeftOut:
         variance,
         np.log(measured.power_w),
         np.log(base.power_w),
+        np.full(size, np.nan),
         np.full(size, powers.prior_variance() + powers.noise_std**2),
         doubt_bins(np.ones(size), np.zeros(size, dtype=bool), measured.points.tokens),
     )
@@ -200,7 +228,7 @@ def _calibrated(
     for left_out, weights in kinds:
         error, variance = left_out.error(weights), left_out.variance(weights)
         latency.append(np.abs(error) / np.sqrt(variance))
-        energy_error = np.abs(error + left_out.log_w - left_out.log_power)
+        energy_error = np.abs(error + left_out.power_error(model.power_between))
         energy.append(energy_error / np.sqrt(variance + left_out.power_variance))
         bins.append(left_out.bins)
     at, scores = np.concatenate(bins), np.concatenate(energy)

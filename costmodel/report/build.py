@@ -13,38 +13,25 @@ import pyarrow.compute as pc
 from costprof.core.errors import DatasetError, InputError
 from costprof.costmodel.description import describe
 from costprof.costmodel.devices import DeviceSpec, spec_for
-from costprof.costmodel.evaluation.baselines import EIGHT_BITS
 from costprof.costmodel.evaluation.frame import held_out_layers
+from costprof.costmodel.evaluation.origin import FrameOrigin
 from costprof.costmodel.grouped.dataset import named_layers
 from costprof.costmodel.grouped.fit import LEAST_LAYERS
 from costprof.costmodel.measurements import is_usable
 from costprof.costmodel.predict import Roofline
 from costprof.costmodel.report.accuracy import accuracy_figures
-from costprof.costmodel.report.calls import Calls
 from costprof.costmodel.report.experts import measured_experts
-from costprof.costmodel.report.figure import Figure, Report, Section
+from costprof.costmodel.report.figure import Report, Section
 from costprof.costmodel.report.joules import energy_figures
-from costprof.costmodel.report.layers import layer_calls, layers_held_out
+from costprof.costmodel.report.layer_section import layer_section
 from costprof.costmodel.report.prediction import driver_figures
-from costprof.costmodel.report.speed import (
-    Ceiling,
-    roofline,
-    surface_by_active,
-    surface_by_choice,
-)
+from costprof.costmodel.report.provenance import energy_kinds, provenance
+from costprof.costmodel.report.speed import Ceiling, roofline, surface_by_choice
 from costprof.profiler.dataset import read_measurements
 
 Progress = Callable[[str, int, int], None]
 
 _SPLITS = re.compile(r"token|shape|sparse:0?\.\d*[1-9]\d*|fewshot:[1-9]\d*")
-_MODELLED = "modelled from device constants, operations, bytes and time; no meter was read"
-_KINDS = {
-    "modelled": _MODELLED,
-    "power_samples": "measured: mean power of samples times latency",
-    "nvml_counter": "measured by the GPU's energy counter",
-    "nvml_integral": "measured as the integral of the GPU's power readings",
-    "external_meter": "measured by a wall meter",
-}
 
 
 def make_report(
@@ -90,7 +77,8 @@ def make_report(
         sections.append(_expert_section(usable, spec, described.device.name, tell))
     if layers.num_rows >= LEAST_LAYERS:
         frame = held_out(folder, split, progress=tell)
-        sections.append(_layer_section(frame, layers, spec, described.device.name))
+        origin = FrameOrigin.of_rows(described.name, layers)
+        sections.append(layer_section(frame, origin, spec))
     return Report(
         title=described.name,
         facts=_facts(table, len(usable) + layers.num_rows, described.device.name, spec),
@@ -119,7 +107,7 @@ def _expert_section(
     progress("fitting", 0, 1)
     measured = measured_experts(rows, spec, progress)
     progress("drawing", 0, 1)
-    calls, kinds = measured.calls, _energy_kinds(rows)
+    calls, kinds = measured.calls, energy_kinds(row["energy_source"] for row in rows)
     errors = accuracy_figures(measured.held_out) if measured.held_out else []
     figures = [
         *errors,
@@ -136,48 +124,6 @@ def _expert_section(
     if not errors:
         intro += " No curve has two points: nothing could be left out, so there are no errors."
     return Section("Experts", intro, figures)
-
-
-def _layer_section(frame: pa.Table, rows: pa.Table, spec: DeviceSpec, device: str) -> Section:
-    calls, held_out = layer_calls(frame), layers_held_out(frame)
-    kinds = _energy_kinds(rows.select(["energy_source"]).to_pylist())
-    ceilings = _datasheet(spec, set(rows["dtype"].to_pylist()), set(calls.precision))
-    figures: list[Figure | None] = [
-        *accuracy_figures(held_out),
-        roofline(
-            calls,
-            ceilings,
-            f"{spec.name} by its datasheet, operations in 8 bits at twice the rate of 16",
-        ),
-        surface_by_active(calls),
-        surface_by_choice(*_one_rank(calls)),
-        *energy_figures(calls, spec.power_limit_w, kinds),
-        *driver_figures(calls, kinds, "", device),
-    ]
-    return Section(
-        "Whole layers",
-        f"The {len(calls)} held-out layers of {rows.num_rows}: {held_out.how}.",
-        [figure for figure in figures if figure is not None],
-    )
-
-
-def _one_rank(calls: Calls) -> tuple[Calls, str]:
-    """The calls that were not sharded, where there are any, and which they are."""
-    whole = calls.ranks == 1
-    if whole.all() or not whole.any():
-        return calls, ""
-    return calls.take(whole), " of the layers that are not sharded"
-
-
-def _datasheet(spec: DeviceSpec, dtypes: set[str], precisions: set[str]) -> list[Ceiling]:
-    """Ceilings of the types at work; tensor cores multiply 8 bits twice as fast as 16."""
-    rates = {name: rate for name, rate in spec.peak_flops.items() if name in dtypes}
-    if precisions & set(EIGHT_BITS):
-        rates["8 bits"] = 2.0 * spec.peak_flops["bfloat16"]
-    return [
-        Ceiling(f"{spec.name}, {name}", rate, spec.memory_bytes_per_s)
-        for name, rate in rates.items()
-    ]
 
 
 def _reached(found: Roofline) -> list[Ceiling]:
@@ -203,27 +149,11 @@ def _facts(
 
 
 def _provenance(table: pa.Table) -> tuple[str, ...]:
-    sources = sorted({source for source in table["energy_source"].to_pylist() if source})
-    said = ["Latency: measured. Predictions of it are called so, and were made without the row."]
-    said.append("Operations and bytes: computed from shapes, not counted.")
-    for source in sources:
-        said.append(f"Energy and power ({source}): {_KINDS.get(source, source)}.")
-    if not sources:
-        said.append("Energy and power: not known; figures of them are left out.")
     untrusted = pc.sum(pc.equal(table["energy_trusted"], False)).as_py()
-    if untrusted:
-        said.append(
-            f"{untrusted} rows whose power was sampled too shortly count in errors of energy over "
-            "all rows and in nothing else of energy."
-        )
+    said = provenance(table["energy_source"].to_pylist(), untrusted=untrusted or 0)
     if table["temp_rise_c"].null_count < table.num_rows:
-        said.append("Temperature rise: always modelled, by one resistance and one capacity.")
-    return tuple(said)
-
-
-def _energy_kinds(rows: list[dict[str, Any]]) -> str:
-    sources = sorted({row["energy_source"] for row in rows if row["energy_source"]})
-    return " and ".join(_KINDS.get(source, source) for source in sources)
+        said += ("Temperature rise: always modelled, by one resistance and one capacity.",)
+    return said
 
 
 def _distinct(table: pa.Table, name: str) -> str:

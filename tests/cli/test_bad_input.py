@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command_line import run_apart
 
 from costprof.core.device import DeviceFingerprint
 from costprof.core.expert import ExpertClass, Kernel
 from costprof.costmodel.manifest import Manifest, MoeSpec
 from costprof.costmodel.rows import TableRow, rows_table
 from costprof.costmodel.table import write_table
-
-
-def costprof(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "costprof.cli.main", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        check=False,
-    )
 
 
 def truncated_sqlite(folder: Path) -> Path:
@@ -133,7 +121,7 @@ def test_bad_input(name: str, tmp_path: Path) -> None:
     made = make(tmp_path) if make else None
     before = sorted(tmp_path.rglob("*"))
     filled = [a.format(input=made, out=tmp_path / "out") for a in arguments]
-    done = costprof(*filled)
+    done = run_apart(*filled)
     assert done.returncode not in (0, 1), done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
@@ -146,7 +134,7 @@ def test_bad_input(name: str, tmp_path: Path) -> None:
 
 def test_nsys_asked_for_and_not_there(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
-    done = costprof(
+    done = run_apart(
         *("sweep", "--preset", "cpu-smoke", "--backend", "nsys", "--out", str(tmp_path / "out")),
         PATH=str(tmp_path / "bin"),
     )

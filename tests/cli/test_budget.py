@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Outcome, Run, runner
 
-from costprof.cli.main import main
 from costprof.costmodel.fit import fit_dataset
 from costprof.profiler.dataset import read_measurements
 from costprof.profiler.journal import Journal
@@ -42,23 +41,17 @@ max_robust_cv = 100
 max_pass_disagreement = 100
 """
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Return a runner of `costprof sweep`: what to sweep and arguments to code, output, errors."""
-    (tmp_path / "few.toml").write_text(SPEC)
+    """Return a runner of `costprof sweep`: of `what`, by default of `SPEC`, with arguments."""
+    few = tmp_path / "few.toml"
+    few.write_text(SPEC)
+    out = ("--out", tmp_path / "ds", "--backend", "inprocess")
+    sweep = runner(monkeypatch, capfd, "sweep")
 
-    def call(*arguments: str, what: tuple[str, ...] = ()) -> tuple[int, str, str]:
-        what = what or (str(tmp_path / "few.toml"),)
-        out = ("--out", str(tmp_path / "ds"), "--backend", "inprocess")
-        monkeypatch.setattr("sys.argv", ["costprof", "sweep", *what, *out, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capfd.readouterr()
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0), printed.out, printed.err
+    def call(*arguments: str, what: tuple[str, ...] = ()) -> Outcome:
+        return sweep(*(what or (few,)), *out, *arguments)
 
     return call
 

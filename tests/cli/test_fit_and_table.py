@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from command_line import Run, runner
 
-from costprof.cli.main import main
 from costprof.core.device import detect_device, software_versions
 from costprof.core.expert import ExpertClass, Kernel, class_id
 from costprof.core.files import write_json
@@ -22,22 +21,11 @@ from costprof.profiler.dataset import write_measurements
 EXPERT = ExpertClass(d_model=64, d_ff=128, dtype="float32")
 KERNEL = Kernel(name="kernels:expert", framework="torch")
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Return a runner of the command line: arguments to exit code, output, errors."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["costprof", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capfd.readouterr()
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0), printed.out, printed.err
-
-    return call
+    """Return a runner of the command line."""
+    return runner(monkeypatch, capfd)
 
 
 def measurement(tokens: int, **other: Any) -> dict[str, Any]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command_line import Run, runner
 
-from costprof.cli.main import main
 from costprof.core.expert import ExpertClass, Kernel, class_id
 from costprof.core.work import op_work
 from costprof.profiler.dataset import write_measurements
@@ -23,22 +22,10 @@ EXPERT = ExpertClass(d_model=64, d_ff=128, dtype="float32")
 KERNEL = Kernel(name="kernels:expert", framework="torch")
 
 
-Run = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Return a runner of the command: arguments to exit code, output, errors."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["costprof", "report", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capfd.readouterr()
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0), printed.out, printed.err
-
-    return call
+    """Return a runner of `costprof report`."""
+    return runner(monkeypatch, capfd, "report")
 
 
 def measurement(tokens: int, **other: Any) -> dict[str, Any]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import Run, runner
 
-from costprof.cli.main import main
 from costprof.core.device import DeviceFingerprint, detect_device, software_versions
 from costprof.core.expert import ExpertClass, Kernel
 from costprof.costmodel.manifest import Manifest, MoeSpec
@@ -51,32 +48,14 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_table(tmp_path_factory.mktemp("route") / "t.parquet")
 
 
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def costprof(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Done]:
-    """Run the command in this process: importing torch anew costs seconds each."""
-
-    def run(*arguments: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", ["costprof", "route", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        return Done(int(exit_.value.code or 0), captured.out, captured.err)
-
-    return run
+def costprof(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Return a runner of `costprof route`."""
+    return runner(monkeypatch, capfd, "route")
 
 
 def test_json_holds_predictions_and_measurements_of_all_variants(
-    costprof: Callable[..., Done], table: Path
+    costprof: Run, table: Path
 ) -> None:
     done = costprof(
         table, "--json", "--batches", "2", "--repeats", "2", "--tokens", "4", "--threads", "1"
@@ -106,9 +85,7 @@ def test_json_holds_predictions_and_measurements_of_all_variants(
     assert "timing" in done.stderr
 
 
-def test_the_table_says_what_is_predicted_modelled_and_measured(
-    costprof: Callable[..., Done], table: Path
-) -> None:
+def test_the_table_says_what_is_predicted_modelled_and_measured(costprof: Run, table: Path) -> None:
     done = costprof(table, "--batches", "1", "--repeats", "1", "--tokens", "2")
     assert done.returncode == 0, done.stderr
     for words in ("predicted", "(modelled)", "measured", "routing", "+ adapted", "gate mass"):
@@ -116,9 +93,7 @@ def test_the_table_says_what_is_predicted_modelled_and_measured(
     assert "Measured on" in done.stdout
 
 
-def test_without_measuring_or_adapting_nothing_is_run(
-    costprof: Callable[..., Done], table: Path
-) -> None:
+def test_without_measuring_or_adapting_nothing_is_run(costprof: Run, table: Path) -> None:
     done = costprof(table, "--json", "--no-measure", "--no-adapt")
     result = json.loads(done.stdout)
     assert [row["name"] for row in result["variants"]] == ["top-k", "marginal"]
@@ -130,7 +105,7 @@ def test_without_measuring_or_adapting_nothing_is_run(
 
 
 def test_a_layer_larger_than_memory_is_refused_before_it_is_built(
-    costprof: Callable[..., Done], tmp_path: Path
+    costprof: Run, tmp_path: Path
 ) -> None:
     huge = make_table(tmp_path / "huge.parquet", d_model=2**17, d_ff=2**17)
     done = costprof(huge, "--tokens", "1", "--batches", "1", "--no-adapt")
@@ -155,7 +130,7 @@ def test_a_layer_larger_than_memory_is_refused_before_it_is_built(
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    costprof: Callable[..., Done], table: Path, arguments: tuple[str, str], message: str
+    costprof: Run, table: Path, arguments: tuple[str, str], message: str
 ) -> None:
     done = costprof(table, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
@@ -164,9 +139,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert done.stderr.count("\n") == 1
 
 
-def test_tables_that_cannot_be_used_are_named(
-    costprof: Callable[..., Done], table: Path, tmp_path: Path
-) -> None:
+def test_tables_that_cannot_be_used_are_named(costprof: Run, table: Path, tmp_path: Path) -> None:
     missing = costprof(tmp_path / "none.parquet")
     assert (missing.returncode, missing.stderr.count("\n")) == (6, 1)
     unknown = costprof(table, "--moe", "other")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Run, runner
 
-from costprof.cli.main import main
 from costprof.costmodel.table import CostTable
 from costprof.profiler.dataset import read_measurements
 from costprof.profiler.journal import Journal
@@ -41,25 +40,14 @@ max_robust_cv = 100
 max_pass_disagreement = 100
 """
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Return a runner of `costprof sweep` on `SPEC`: arguments to exit code, output, errors."""
+    """Return a runner of `costprof sweep` on `SPEC`."""
     spec = tmp_path / "tiles.toml"
     spec.write_text(SPEC)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        out = ("--out", str(tmp_path / "ds"), "--backend", "inprocess")
-        monkeypatch.setattr("sys.argv", ["costprof", "sweep", str(spec), *out, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capfd.readouterr()
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0), printed.out, printed.err
-
-    return call
+    out = ("--out", tmp_path / "ds", "--backend", "inprocess")
+    return runner(monkeypatch, capfd, "sweep", spec, *out)
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, Any]]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import Run, runner
 
 from costprof.core.device import DeviceFingerprint
 from costprof.core.expert import ExpertClass, Kernel
@@ -46,16 +45,15 @@ def make(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def run(*arguments: str | Path) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "costprof.cli.main", "table", "diff", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Return a runner of `costprof table diff`."""
+    return runner(monkeypatch, capfd, "table", "diff")
 
 
-def test_a_table_of_slower_rows_ends_with_1_and_says_which(make: Callable[..., Path]) -> None:
+def test_a_table_of_slower_rows_ends_with_1_and_says_which(
+    run: Run, make: Callable[..., Path]
+) -> None:
     code, printed, errors = run(make("a"), make("b", 1.5))
     assert (code, errors) == (1, "")
     assert printed.startswith("slower: 1 curve\n  x1.500  ")
@@ -64,7 +62,7 @@ def test_a_table_of_slower_rows_ends_with_1_and_says_which(make: Callable[..., P
     assert printed.endswith("beyond 5 % and chance: B is worse\n")
 
 
-def test_the_same_and_a_faster_one_end_with_0(make: Callable[..., Path]) -> None:
+def test_the_same_and_a_faster_one_end_with_0(run: Run, make: Callable[..., Path]) -> None:
     code, printed, _ = run(make("a"), make("b", 0.5))
     assert (code, printed.splitlines()[0]) == (0, "faster: 1 curve")
     code, printed, _ = run(make("a"), make("c"), "--json")
@@ -75,7 +73,7 @@ def test_the_same_and_a_faster_one_end_with_0(make: Callable[..., Path]) -> None
     assert run(make("a"), make("d", 1.5), "--threshold", "0.6")[0] == 0
 
 
-def test_what_differs_in_the_device_is_said(make: Callable[..., Path]) -> None:
+def test_what_differs_in_the_device_is_said(run: Run, make: Callable[..., Path]) -> None:
     newer = dataclasses.replace(DEVICE, driver="570")
     _, printed, _ = run(make("a"), make("b", device=newer))
     assert "measured differently: driver none, now 570\n" in printed
@@ -92,7 +90,7 @@ def test_what_differs_in_the_device_is_said(make: Callable[..., Path]) -> None:
     ],
 )
 def test_what_cannot_be_told_ends_with_125(
-    kind: str, words: str, make: Callable[..., Path], tmp_path: Path
+    run: Run, kind: str, words: str, make: Callable[..., Path], tmp_path: Path
 ) -> None:
     other = dataclasses.replace(DEVICE, name="other CPU")
     after = {

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
 import pytest
+from command_line import Run, runner
 
-from costprof.cli.main import main
 from costprof.costmodel.rows import TABLE_SCHEMA
 from costprof.costmodel.tablefile import read_table, write_table
 
 TABLES = Path(__file__).parents[1] / "costmodel" / "tables"
 FULL, EXPERTS = TABLES / "version-1.parquet", TABLES / "version-1-experts.parquet"
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Return a runner of `costprof table`: arguments to exit code, output, errors."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["costprof", "table", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capfd.readouterr()
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0), printed.out, printed.err
-
-    return call
+    """Return a runner of `costprof table`."""
+    return runner(monkeypatch, capfd, "table")
 
 
 def test_merging_says_whose_rows_were_taken(run: Run, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import runner
 
 from costprof.core.device import DeviceFingerprint
 from costprof.core.errors import InputError, TableError
@@ -223,22 +224,14 @@ def test_the_command_writes_the_file_a_server_loads(
     make: Callable[..., tuple[Any, Manifest]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    from costprof.cli.main import main
-
     table = tmp_path / "t.parquet"
     write_table(table, *make())
-    command = ["costprof", "table", "export", str(table), "--out", str(tmp_path / "tuned")]
-    codes = []
-    for _ in range(2):
-        monkeypatch.setattr("sys.argv", command)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        codes.append(ended.value.code)
+    export = runner(monkeypatch, capfd, "table", "export", table, "--out", tmp_path / "tuned")
+    first, again = export(), export()
     path = tmp_path / "tuned" / vllm_name(128, 768, GPU.name, None, None)
     assert vllm_config(path.read_text(), 1000)["BLOCK_SIZE_M"] == 64
-    printed = capsys.readouterr()
-    assert f"VLLM_TUNED_CONFIG_FOLDER={tmp_path / 'tuned'}" in printed.out
-    assert codes == [0, 2]
-    assert printed.err == f"costprof: {path} exists; it was not overwritten; use --force\n"
+    assert f"VLLM_TUNED_CONFIG_FOLDER={tmp_path / 'tuned'}" in first.stdout
+    assert (first.returncode, again.returncode) == (0, 2)
+    assert again.stderr == f"costprof: {path} exists; it was not overwritten; use --force\n"

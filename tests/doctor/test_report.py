@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+from command_line import run_apart
 from pydantic import BaseModel, ConfigDict
 from typer.testing import CliRunner
 
@@ -111,12 +110,7 @@ def test_nothing_to_measure_with_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.nsys
 def test_this_machine() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "costprof.cli.main", "doctor", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_apart("doctor", "--json")
     assert done.returncode == 0, done.stderr
     document = Document.model_validate(json.loads(done.stdout))
     rows = {row.name: row for row in document.checks}

@@ -7,21 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from command_line import Run, runner
 
-from costprof.cli.main import main
 from costprof.core.device import detect_device
 from costprof.profiler.dataset import read_measurements
 from costprof.profiler.energy.store import read_trials
 from costprof.profiler.journal import Journal
 from costprof.profiler.process import end_marked_processes
-
-Run = Callable[..., tuple[int, str, str]]
 
 SPEC = """
 name = "metered"
@@ -48,17 +45,8 @@ max_pass_disagreement = 100
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Return a runner of the command line: arguments to exit code, output, errors."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["costprof", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capfd.readouterr()
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0), printed.out, printed.err
-
-    return call
+    """Return a runner of the command line."""
+    return runner(monkeypatch, capfd)
 
 
 @pytest.fixture

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from command_line import run_apart
 from nsys_exports import Export, thread
 
 KERNEL = {"start": 1, "end": 2, "globalPid": thread(1, 0), "correlationId": 1}
-
-
-def _costprof(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "costprof.cli.main", *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
 
 
 def test_refused_exports_exit_with_their_diagnosis_and_leave_nothing(
@@ -31,7 +20,7 @@ def test_refused_exports_exit_with_their_diagnosis_and_leave_nothing(
         ("no_cuda_driver_mismatch_nsys2024.6_schema3.16.sqlite", "driver version (13.1) is not"),
         ("nvtx_but_no_kernels_nsys2025.1_schema3.17.sqlite", "12 CUDA calls, 6 NVTX events"),
     ):
-        done = _costprof("ingest", nsys_data / name, "--out", tmp_path / "d")
+        done = run_apart("ingest", nsys_data / name, "--out", tmp_path / "d")
         assert done.returncode == 4
         lines = done.stderr.strip().splitlines()
         assert lines[-1].startswith(f"costprof: {name} holds no kernels")
@@ -44,7 +33,7 @@ def test_one_refusal_does_not_stop_the_others(tmp_path: Path) -> None:
     good = Export(kernels=[KERNEL]).write(tmp_path / "good.sqlite")
     bad = tmp_path / "bad.sqlite"
     bad.write_text("text", encoding="utf-8")
-    done = _costprof("ingest", bad, good, "--out", tmp_path / "d", "--json")
+    done = run_apart("ingest", bad, good, "--out", tmp_path / "d", "--json")
     assert done.returncode == 4
     report = json.loads(done.stdout)
     assert [entry["source"] for entry in report["ingested"]] == ["good.sqlite"]
@@ -55,7 +44,7 @@ def test_one_refusal_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_the_summary_counts_what_is_unattributed(tmp_path: Path) -> None:
     path = Export(kernels=[KERNEL, KERNEL]).write(tmp_path / "e.sqlite")
-    done = _costprof("ingest", path, "--out", tmp_path / "d")
+    done = run_apart("ingest", path, "--out", tmp_path / "d")
     assert done.returncode == 0
     assert done.stdout == (
         "e.sqlite: 2 kernels, 0 attributed to ranges, 2 unattributed (2 without a launch row); "
@@ -74,7 +63,7 @@ def test_public_measurements_beside_a_file_of_another_kind(tmp_path: Path) -> No
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "moe.parquet")
     pq.write_table(pa.table({"op_name": ["gemm"]}), tmp_path / "gemm.parquet")
     public = ("--format", "aiconfigurator", "--out", tmp_path / "d")
-    done = _costprof("ingest", tmp_path / "gemm.parquet", tmp_path / "moe.parquet", *public)
+    done = run_apart("ingest", tmp_path / "gemm.parquet", tmp_path / "moe.parquet", *public)
     assert done.returncode == 4
     assert done.stdout == (
         "moe.parquet: 1 measurements of 1 classes, GPU, vllm 0.22.0; 1 with energy, "
@@ -85,14 +74,14 @@ def test_public_measurements_beside_a_file_of_another_kind(tmp_path: Path) -> No
         "costprof: gemm.parquet holds measurements of gemm, not of MoE layers; "
         "nothing was ingested; give a file whose op_name is moe"
     )
-    shown = _costprof("inspect", tmp_path / "d")
+    shown = run_apart("inspect", tmp_path / "d")
     assert "GPU by aiconfigurator (cuda_graph); energy power_samples" in shown.stdout
-    again = _costprof("ingest", tmp_path / "moe.parquet", *public, "--json")
+    again = run_apart("ingest", tmp_path / "moe.parquet", *public, "--json")
     (summary,) = json.loads(again.stdout)["ingested"]
     assert (summary["rows"], summary["measurements"], summary["repeated"]) == (3, 1, 1)
 
 
 def test_a_format_and_a_meter_exclude_each_other(tmp_path: Path) -> None:
-    done = _costprof("ingest", "m.csv", "--meter", "--format", "aiconfigurator", "--out", tmp_path)
+    done = run_apart("ingest", "m.csv", "--meter", "--format", "aiconfigurator", "--out", tmp_path)
     assert done.returncode == 2
     assert "--meter and --format aiconfigurator are both given" in done.stderr

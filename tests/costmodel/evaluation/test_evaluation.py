@@ -20,6 +20,7 @@ from costprof.costmodel.evaluation.figures import figures_of
 from costprof.costmodel.evaluation.splits import folds_of
 from costprof.costmodel.grouped.points import LayerPoints
 from costprof.costmodel.grouped.public import public_points
+from costprof.costmodel.report.from_frame import frame_report, read_frame
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,11 @@ def test_the_command_says_how_well_new_shapes_are_predicted(tmp_path: Path) -> N
     ours = figures["latency"]["all"]
     assert ours["costprof"]["mape"] < 0.5 * ours["roofline x boosting"]["mape"]
     assert pq.read_table(frame).num_rows == figures["layers"]
+    report = frame_report(read_frame(frame), "frame")
+    assert (report.title, report.facts[0]) == ("dataset", ("Device", "NVIDIA H200"))
+    errors = next(each for each in report.sections[0].figures if each.name == "errors")
+    found = {row[:2]: row[3] for row in errors.numbers.rows}
+    assert found["latency, all", "costprof"] == ours["costprof"]["mape"]
     shown = runner.invoke(app, ["evaluate", str(dataset), "--split", "sparse:0.5"])
     assert "roofline x boosting" in shown.output
     bad = runner.invoke(app, ["evaluate", str(dataset), "--split", "odd"])

@@ -116,3 +116,9 @@ def test_power_is_capped_and_its_constants_are_found_again() -> None:
     assert power.max() <= 400.0
     found = fit_power_constants(work, latency_us, power, PowerConstants.of_spec(SPEC), 400.0)
     assert np.abs(layer_power_w(work, latency_us, found, 400.0) / power - 1).max() < 0.05
+
+
+def test_a_method_nobody_metered_draws_what_others_do() -> None:
+    known = [PowerConstants(100.0, 0.5, 20.0, 4.0), PowerConstants(400.0, 0.5, 5.0, 9.0)]
+    typical = PowerConstants.typical(known)
+    assert dataclasses.astuple(typical) == pytest.approx((200.0, 0.5, 10.0, 6.0))
