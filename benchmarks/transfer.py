@@ -6,9 +6,10 @@
 A target of another version of the framework is taken by the names the source knows it by.
 
 Every line is judged on all layers both files hold, those given as measurements left out. Baselines
-beside it: the source's latency as it is, and, with the same random measurements, boosted trees on
-log(target / source) that see the traits of the layer. Points are drawn or chosen from five seeds;
-`chosen` draws the pool it chooses from. The spread is that of the seeds.
+beside it: the source's latency as it is, that times the ratio of both rooflines, and, with the same
+random measurements, boosted trees on log(target / source) that see the traits of the layer. Points
+are drawn or chosen from five seeds; `chosen` draws the pool it chooses from. The spread is that of
+the seeds. `costprof evaluate --split device:FROM,TO` is one seed of it.
 """
 
 from __future__ import annotations
@@ -25,14 +26,12 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from costprof.core.device import DeviceFingerprint
 from costprof.costmodel.devices import DeviceSpec, spec_for
-from costprof.costmodel.grouped.carry import Carried, Source, carry, distance
+from costprof.costmodel.evaluation.figures import error_figures, figures_of
+from costprof.costmodel.evaluation.transfer import TransferTrial
+from costprof.costmodel.grouped.carry import Source, distance
 from costprof.costmodel.grouped.fit import fit_grouped
-from costprof.costmodel.grouped.fit_transfer import fit_correction
-from costprof.costmodel.grouped.model import LayerPrediction, Measured
-from costprof.costmodel.grouped.price import layer_keys, with_known_methods
+from costprof.costmodel.grouped.model import Measured
 from costprof.costmodel.grouped.public import public_points
-from costprof.costmodel.grouped.transfer import corrected, fresh
-from costprof.costmodel.grouped.transfer_choice import choose_targets
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -55,27 +54,22 @@ def spec_of(table: pa.Table) -> DeviceSpec:
     return spec_for(DeviceFingerprint(kind="gpu", name=name))
 
 
-def errors(predicted_us: Array, true_us: Array) -> tuple[float, float, float]:
-    """Return MAPE, median and 90th percentile in percent."""
-    error = 100.0 * np.abs(predicted_us / true_us - 1.0)
-    return float(error.mean()), float(np.median(error)), float(np.quantile(error, 0.9))
-
-
-def judged(found: LayerPrediction, true_us: Array, rest: Index) -> tuple[float, ...]:
-    """Return the errors on `rest`, the coverage in percent, and the mean half width in percent."""
-    low, middle, high = (each[rest] for each in found.latency_us)
-    inside = (low <= true_us[rest]) & (true_us[rest] <= high)
+def judged(trial: TransferTrial, given: Index) -> tuple[float, ...]:
+    """Return the errors on all but `given`, the coverage and the mean half width, all percent."""
+    frame = trial.frame(given, "benchmark")
+    ours = figures_of(frame)["latency"]["all"]["costprof"]
+    low, high = (frame[f"latency_us_{at}"].to_numpy() for at in ("p05", "p95"))
     half = 100.0 * np.expm1(0.5 * np.log(high / low)).mean()
-    return (*errors(middle, true_us[rest]), 100.0 * float(inside.mean()), float(half))
+    return (*(ours[name] for name in ("mape", "median", "p90", "coverage_90")), float(half))
 
 
-def boosted(source_us: Array, carried: Carried, true_us: Array, at: Index) -> Array:
+def boosted(trial: TransferTrial, at: Index) -> Array:
     """Return the latency by trees that learned log(target / source) from the layers `at`."""
-    methods = np.unique(carried.method, return_inverse=True)[1]
-    x = np.column_stack([carried.traits, methods])
+    methods = np.unique(trial.carried.method, return_inverse=True)[1]
+    x = np.column_stack([trial.carried.traits, methods])
     trees = HistGradientBoostingRegressor(max_iter=150, min_samples_leaf=5, random_state=0)
-    trees.fit(x[at], np.log(true_us / source_us)[at])
-    return np.asarray(source_us * np.exp(trees.predict(x)))
+    trees.fit(x[at], np.log(trial.target.latency_us / trial.identity_us)[at])
+    return np.asarray(trial.identity_us * np.exp(trees.predict(x)))
 
 
 def line(name: str, runs: list[tuple[float, ...]]) -> str:
@@ -105,7 +99,7 @@ def main() -> None:
     began = time.monotonic()
     source = Source(fit_grouped(measured, source_spec).model, source_spec, measured)
     fitted = time.monotonic()
-    carried = carry(source, target.points, target_spec)
+    every = TransferTrial.of(source, target_spec, target)
     seconds = time.monotonic() - fitted
     print(
         f"{arguments.source}: {len(measured.points)} layers fitted in {fitted - began:.0f} s; "
@@ -113,40 +107,30 @@ def main() -> None:
         f"{source_spec.name} and {target_spec.name} are {distance(source_spec, target_spec):.2f} "
         "apart"
     )
-    _, first, second = np.intersect1d(
-        layer_keys(measured.points),
-        layer_keys(with_known_methods(target.points, source.model)),
-        return_indices=True,
-    )
-    carried = carried.take(second)
-    known_us, true_us = measured.latency_us[first], target.latency_us[second]
-    print(f"{len(true_us)} layers in both\n")
+    trial = every.take(every.in_both)
+    true_us = trial.target.latency_us
+    print(f"{len(trial)} layers in both\n")
     print(f"{'':34s}  MAPE  median  p90   90 % intervals: coverage, half width")
-    everything = np.arange(len(true_us))
-    print(line("source as it is", [errors(known_us, true_us)]))
-    start = fresh(source_spec, target_spec)
-    none = judged(corrected(carried, target_spec, start), true_us, everything)
-    print(line(f"no measurement (aim {AIMS[0]:.0f})", [none]))
-    unknown = np.full(len(true_us), np.nan)
+    nothing = np.empty(0, dtype=np.int64)
+    baselines = figures_of(trial.frame(nothing, "benchmark"))["latency"]["all"]
+    for name in ("source as it is", "source x rooflines"):
+        print(line(name, [tuple(baselines[name][each] for each in ("mape", "median", "p90"))]))
+    print(line(f"no measurement (aim {AIMS[0]:.0f})", [judged(trial, nothing)]))
     for number in POINTS:
         drawn = [
-            np.random.default_rng(seed).choice(len(true_us), number, replace=False)
+            np.random.default_rng(seed).choice(len(trial), number, replace=False)
             for seed in range(SEEDS)
         ]
-        chosen = [choose_targets(carried, number, start.scales, seed=s) for s in range(SEEDS)]
+        chosen = [trial.chosen(number, seed=seed) for seed in range(SEEDS)]
         trees = []
         for at in drawn:
-            rest = np.setdiff1d(everything, at)
-            trees.append(errors(boosted(known_us, carried, true_us, at)[rest], true_us[rest]))
+            rest = np.setdiff1d(np.arange(len(trial)), at)
+            figures = error_figures(boosted(trial, at)[rest], true_us[rest])
+            trees.append(tuple(figures.values()))
         print(line(f"{number} drawn, boosting", trees))
         for name, picks in (("drawn", drawn), ("chosen", chosen)):
-            runs = []
-            for at in picks:
-                found = fit_correction(carried.take(at), true_us[at], unknown[at], start)
-                prices = corrected(carried, target_spec, found)
-                runs.append(judged(prices, true_us, np.setdiff1d(everything, at)))
             aim = f" (aim {AIMS[number]:.0f})" if number in AIMS else ""
-            print(line(f"{number} {name}{aim}", runs))
+            print(line(f"{number} {name}{aim}", [judged(trial, at) for at in picks]))
 
 
 if __name__ == "__main__":

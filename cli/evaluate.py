@@ -8,12 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from costprof.cli.console import print_json
+from costprof.core.errors import InputError
 
 
 def evaluate(
-    dataset: Annotated[Path, typer.Argument(help="Dataset with layers of a named routing.")],
+    datasets: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Dataset with layers of a named routing; for device:FROM,TO also one a device."
+        ),
+    ],
     split: Annotated[
-        str, typer.Option(help="token, shape, sparse:FRACTION or fewshot:POINTS.")
+        str,
+        typer.Option(help="token, shape, sparse:FRACTION, fewshot:POINTS or device:FROM,TO."),
     ] = "token",
     seed: Annotated[int, typer.Option(help="Of what is drawn at random.")] = 0,
     out: Annotated[
@@ -22,6 +29,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Hold layers out, fit the rest, and print the errors of the model and of the baselines."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from costprof.core.files import replacing, writable_folder
@@ -29,49 +37,54 @@ def evaluate(
 
     if out is not None:
         writable_folder(out.parent)
-    frame = _frame_with_progress(dataset, split, seed)
+    frames = _frames_with_progress(datasets, split, seed)
     if out is not None:
         with replacing(out) as temporary:
-            pq.write_table(frame, temporary)
-    figures = figures_of(frame)
+            pq.write_table(pa.concat_tables(frames.values()), temporary)
+    figures = {given: figures_of(frame) for given, frame in frames.items()}
+    names = [str(dataset) for dataset in datasets]
     if as_json:
-        print_json({"dataset": str(dataset), "split": split, "seed": seed, **figures})
+        asked = {"dataset": names[0] if len(names) == 1 else names, "split": split, "seed": seed}
+        if None in figures:
+            print_json({**asked, **figures[None]})
+        else:
+            print_json({**asked, "given": {str(given): each for given, each in figures.items()}})
         return
-    _print(split, figures)
+    for given, each in figures.items():
+        _print(split if given is None else f"{split}, {_given(given)}", each)
 
 
-def _frame_with_progress(dataset: Path, split: str, seed: int) -> Any:
+def _given(number: int) -> str:
+    return f"{number} chosen layers of the target given" if number else "none of the target given"
+
+
+def _frames_with_progress(datasets: list[Path], split: str, seed: int) -> dict[int | None, Any]:
+    """Return the frame of held-out layers; of a split by device, one by the layers given."""
     from costprof.cli.stages import stages
+    from costprof.costmodel.evaluation.device_split import is_device_split, transferred_layers
     from costprof.costmodel.evaluation.frame import held_out_layers
 
+    by_device = is_device_split(split)
+    if len(datasets) > 1 and not by_device:
+        raise InputError(
+            f"--split {split} with {len(datasets)} datasets",
+            "nothing was evaluated",
+            "give one dataset, or use --split device:FROM,TO",
+        )
     with stages() as tell:
-        return held_out_layers(dataset, split, seed=seed, progress=tell)
+        if by_device:
+            frames = transferred_layers(datasets, split, seed=seed, progress=tell)
+            return dict(frames.items())
+        return {None: held_out_layers(datasets[0], split, seed=seed, progress=tell)}
 
 
 def _print(split: str, figures: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=None, header_style="bold", title=f"held out: {split}", title_justify="left")
-    for name in ("quantity", "layers", "predicted by"):
-        table.add_column(name)
-    for name in ("n", "MAPE %", "median %", "p90 %", "90 % interval"):
-        table.add_column(name, justify="right")
-    for quantity in ("latency", "energy"):
-        for subset, methods in figures.get(quantity, {}).items():
-            labels = (quantity, subset)
-            for method, errors in methods.items():
-                covered = errors.get("coverage_90")
-                table.add_row(
-                    *labels,
-                    method,
-                    str(errors["layers"]),
-                    *(f"{errors[each]:.1f}" for each in ("mape", "median", "p90")),
-                    "" if covered is None else f"holds {covered:.1f} %",
-                )
-                labels = ("", "")
+    from costprof.cli.figures import print_errors
+
     console = Console(width=130)
-    console.print(table)
+    print_errors(console, figures, f"held out: {split}")
     choice = figures.get("least_energy_choice")
     if choice:
         console.print(

@@ -11,7 +11,7 @@ import typer
 
 from costprof.cli.console import print_json
 from costprof.cli.outputs import check_out
-from costprof.core.errors import InputError, TableError
+from costprof.core.errors import InputError
 
 
 def predict(
@@ -32,20 +32,13 @@ def predict(
     import pyarrow.parquet as pq
 
     from costprof.core.files import replacing, writable_folder
-    from costprof.costmodel.grouped.price import price_layers
+    from costprof.costmodel.grouped.price_table import model_of, price_by_table
     from costprof.costmodel.grouped.public import public_points, with_prices
-    from costprof.costmodel.grouped.rows import measured_of_table
-    from costprof.costmodel.grouped.serialise import from_bytes
     from costprof.costmodel.tablefile import read_table
 
     check_out(out, force=force, consequence="nothing was priced")
     file = read_table(model)
-    if not file.model:
-        raise TableError(
-            f"{model} holds no model of whole layers",
-            "nothing was priced",
-            "fit a dataset of whole layers, such as costprof ingest --format aiconfigurator makes",
-        )
+    known = model_of(file)
     if not points.is_file():
         raise InputError(f"there is no file {points}", "nothing was priced", "name a Parquet file")
     try:
@@ -57,8 +50,7 @@ def predict(
             "give a Parquet file",
         ) from error
     began = time.monotonic()
-    wanted = public_points(table)
-    prices = price_layers(wanted, from_bytes(file.model), measured_of_table(file.rows))
+    prices = price_by_table(public_points(table), known, file.rows)
     priced = with_prices(table, prices)
     writable_folder(out.parent)
     with replacing(out) as temporary:

@@ -187,7 +187,8 @@ def _print_summary(rows: pa.Table, manifest: Manifest) -> None:
     from costprof.cli.figures import print_figures
 
     console = Console(highlight=False)
-    console.print(f"measured on {manifest.device.name}, torch {manifest.software.get('torch')}")
+    told = "for" if "transfer" in manifest.validation else "measured on"
+    console.print(f"{told} {manifest.device.name}, torch {manifest.software.get('torch')}")
     for source in manifest.sources:
         console.print(
             f"from {source.name}: {source.rows_used} measurements, {source.rows_noisy} noisy, "

@@ -39,7 +39,8 @@ def predict(
 ) -> None:
     """Price the experts of models nobody measured, so that a runtime can route by them today.
 
-    Every row is of tier `predicted`. The model goes along: costprof predict takes the table, too.
+    Every row is of tier `predicted`; `transferred`, if the model was carried from another device.
+    The model goes along: costprof predict takes the table, too.
     """
     from costprof.core.files import writable_folder
     from costprof.costmodel.tablefile import read_table, write_table
@@ -92,7 +93,9 @@ def _print(out: Path, fitted: FittedTable, figures: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    console.print(f"{out}: {fitted.rows.num_rows} rows, all predicted", highlight=False)
+    console.print(
+        f"{out}: {fitted.rows.num_rows} rows, all {fitted.rows['tier'][0]}", highlight=False
+    )
     table = Table(box=None)
     for title in ("MoE", "framework", "kernel"):
         table.add_column(title)

@@ -16,12 +16,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.resources
+import math
 import re
 import tomllib
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 from costprof.core.device import DeviceFingerprint, DeviceKind
+from costprof.core.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,90 @@ def spec_for(device: DeviceFingerprint, *, units: int | None = None) -> DeviceSp
     if device.power_limit_w > 0:
         spec = dataclasses.replace(spec, power_limit_w=device.power_limit_w)
     return spec
+
+
+def named_device(name: str) -> tuple[DeviceFingerprint, DeviceSpec]:
+    """Return the device called `name`, and its constants.
+
+    `name` is what the driver calls it (`NVIDIA H200`), a word of that or of the spec's name in any
+    case (`h200`), or the path of a spec file of the user's own. A fingerprint can only know the
+    name: the one given where the driver could have given it, else the spec's.
+
+    Raises:
+        InputError: no spec or several are called so, or the file is no spec.
+    """
+    if name.lower().endswith(".toml"):
+        values = _own_file(Path(name))
+        return _fingerprint(values, str(values["name"])), _spec(values)
+    known = [values for values in _files() if values["matches"]]
+    exact = [values for values in known if _matches(values, name)]
+    found = exact or [values for values in known if _is_called(values, name)]
+    if len(found) != 1:
+        names = ", ".join(str(values["name"]) for values in found or known)
+        raise InputError(
+            f"device {name!r} could be any of {names}" if found else f"device {name!r} is unknown",
+            "nothing was fitted",
+            "be more precise" if found else f"use one of {names}, or the path of a spec file",
+        )
+    full = name if exact and name.startswith(_VENDOR) else f"{_VENDOR} {found[0]['matches'][0]}"
+    return _fingerprint(found[0], full), _spec(found[0])
+
+
+_VENDOR = "NVIDIA"  # how the drivers of all devices in data/devices begin their names
+
+
+def _fingerprint(values: dict[str, Any], name: str) -> DeviceFingerprint:
+    return DeviceFingerprint(
+        kind=values["kind"], name=name, power_limit_w=float(values["power"]["limit_w"])
+    )
+
+
+def _is_called(values: dict[str, Any], name: str) -> bool:
+    pattern = re.compile(rf"\b{re.escape(name.strip())}\b", re.IGNORECASE)
+    return bool(name.strip()) and any(
+        pattern.search(text) for text in (values["name"], *values["matches"])
+    )
+
+
+def _own_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        spec = _spec(values)
+        constants = {**dataclasses.asdict(spec), **spec.peak_flops}
+        texts = {name: constants.pop(name) for name in ("name", "kind")}
+        del constants["peak_flops"]
+        wrong = [name for name, value in constants.items() if not 0.0 < float(value) < math.inf]
+        if wrong or not spec.peak_flops:
+            raise ValueError(f"{', '.join(wrong) or 'flops'} must be positive")
+        if texts["kind"] not in get_args(DeviceKind) or not isinstance(texts["name"], str):
+            raise ValueError("kind must be gpu or cpu, name a text")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be read as a device's spec ({type(error).__name__}: {error})",
+            "nothing was fitted",
+            "write it like the files in data/devices",
+        ) from error
+    return values
+
+
+def known_spec(device: DeviceFingerprint) -> DeviceSpec:
+    """Return the constants of `device`, as `spec_for` does, but none that are made up.
+
+    Raises:
+        InputError: no file names it.
+    """
+    if known_spec_name(device.name) is None:
+        raise InputError(
+            f"nothing is known of the device {device.name!r}",
+            "prices cannot be carried between it and another; nothing was fitted",
+            "write a file like those in data/devices: for a target as --device, for a source there",
+        )
+    return spec_for(device)
+
+
+def known_spec_name(name: str) -> str | None:
+    """Return the name of the spec of the device that the driver calls `name`, if there is one."""
+    return next((str(values["name"]) for values in _files() if _matches(values, name)), None)
 
 
 def _matches(values: dict[str, Any], name: str) -> bool:

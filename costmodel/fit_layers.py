@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from costprof.costmodel.description import dataset_hash, describe, mixed_conditions
+from costprof.costmodel.description import (
+    Description,
+    dataset_hash,
+    describe,
+    mixed_conditions,
+)
 from costprof.costmodel.devices import spec_for
 from costprof.costmodel.fitted import FittedTable, Progress
 from costprof.costmodel.grouped.dataset import measured_layers
@@ -37,10 +43,7 @@ def fit_layer_rows(folder: Path, rows: pa.Table, tell: Progress) -> FittedTable:
     Raises:
         DatasetError: they are of several devices.
     """
-    conditions: list[dict[str, Any]] = rows.select(_CONDITIONS).to_pylist()
-    # Files that do not say the power limit come first by name, perhaps; one that does decides.
-    conditions.sort(key=lambda row: -(row["power_limit_w"] or 0.0))
-    described = describe(folder, conditions)
+    described = describe_layers(folder, rows)
     spec = spec_for(described.device)
     measured = measured_layers(rows)
     fitted = fit_grouped(measured, spec, tell)
@@ -49,16 +52,32 @@ def fit_layer_rows(folder: Path, rows: pa.Table, tell: Progress) -> FittedTable:
         device=described.device,
         software=described.software,
         moes=described.moes,
-        sources=(
-            SourceDataset(
-                name=described.name,
-                content_hash=dataset_hash(folder),
-                rows_used=rows.num_rows,
-                rows_noisy=sum(row["status"] == "noisy" for row in conditions),
-            ),
-        ),
+        sources=(source_of_layers(folder, rows, described.name),),
         validation={"grouped": {"method": METHOD, **fitted.figures}},
-        notes=(*described.notes, *mixed_conditions(conditions)),
+        notes=described.notes,
     )
     table = sorted_rows(measured_rows(rows, measured, fitted.model, spec))
     return FittedTable(table, manifest, to_bytes(fitted.model))
+
+
+def describe_layers(folder: Path, rows: pa.Table) -> Description:
+    """Return the description of `named_layers` `rows`, with notes on conditions that are mixed.
+
+    Raises:
+        DatasetError: they are of several devices.
+    """
+    conditions: list[dict[str, Any]] = rows.select(_CONDITIONS).to_pylist()
+    # Files that do not say the power limit come first by name, perhaps; one that does decides.
+    conditions.sort(key=lambda row: -(row["power_limit_w"] or 0.0))
+    described = describe(folder, conditions)
+    return dataclasses.replace(described, notes=(*described.notes, *mixed_conditions(conditions)))
+
+
+def source_of_layers(folder: Path, rows: pa.Table, name: str) -> SourceDataset:
+    """Return the dataset in `folder` as the source of a table of all its layers `rows`."""
+    return SourceDataset(
+        name=name,
+        content_hash=dataset_hash(folder),
+        rows_used=rows.num_rows,
+        rows_noisy=rows["status"].to_pylist().count("noisy"),
+    )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from costprof.core.errors import InputError, TableError
+from costprof.core.errors import InputError
 from costprof.costmodel.devices import spec_for
 from costprof.costmodel.fitted import FittedTable, Progress
 from costprof.costmodel.grouped.moe_prices import MoePrices, price_moe
+from costprof.costmodel.grouped.price_table import model_of
 from costprof.costmodel.grouped.rows import measured_of_table
-from costprof.costmodel.grouped.serialise import from_bytes
+from costprof.costmodel.grouped.transfer import TransferModel
 from costprof.costmodel.rows import rows_table
 from costprof.costmodel.tablefile import TableFile
 from costprof.profiler.stored_moe import StoredMoe
@@ -30,14 +31,9 @@ def predicted_table(
         TableError: `file` holds no model.
         InputError: two MoEs share a name or an expert class, or one cannot be priced.
     """
-    if not file.model:
-        raise TableError(
-            "the table holds no model of whole layers",
-            "nothing was priced",
-            "fit a dataset of whole layers, such as costprof ingest --format aiconfigurator makes",
-        )
-    model, measured = from_bytes(file.model), measured_of_table(file.rows)
-    spec = spec_for(file.manifest.device)
+    model, measured = model_of(file), measured_of_table(file.rows)
+    carried = isinstance(model, TransferModel)
+    spec = model.target if isinstance(model, TransferModel) else spec_for(file.manifest.device)
     priced: list[MoePrices] = []
     for number, moe in enumerate(moes):
         tell("pricing", number, len(moes))
@@ -54,6 +50,7 @@ def predicted_table(
         parameters={},
         notes=(
             "all prices are predictions of a model fitted to the sources; none was measured",
+            *(file.manifest.notes if carried else ()),
             *notes,
         ),
         tiled_layers=(),

@@ -246,8 +246,8 @@ def _one_device(connection: duckdb.DuckDBPyConnection, source: str) -> str:
     if len(devices) > 1:
         raise ExportError(
             f"{source} holds measurements of {len(devices)} devices ({', '.join(devices[:5])})",
-            "one dataset is of one device; nothing was ingested",
-            "split the file by its column device and ingest each into a folder of its own",
+            "one file is of one device; nothing was ingested",
+            "split the file by its column device",
         )
     return devices[0]
 

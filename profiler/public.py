@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from costprof.core.errors import InputError
 from costprof.core.files import replacing, writable_folder
-from costprof.profiler.aiconfigurator import read_layers
+from costprof.profiler.aiconfigurator import BACKEND, read_layers
 from costprof.profiler.dataset import read_part
 from costprof.profiler.parts import no_empty_folders, other_parts, part_name, refuse_other_parts
 
@@ -50,8 +50,8 @@ def ingest_public_file(path: Path, out_dir: Path, *, force: bool = False) -> Pub
 
     Raises:
         InputError: no such file, an unknown suffix, a folder that cannot be written, or the
-            dataset holds another device, another file of this name (and `force` is off), or the
-            same measurements from another file.
+            dataset holds a sweep of another device, another file of this name (and `force` is off),
+            or the same measurements from another file.
         ExportError: as `read_layers`.
         DatasetError: the dataset has a damaged part.
     """
@@ -95,18 +95,21 @@ def ingest_public_file(path: Path, out_dir: Path, *, force: bool = False) -> Pub
 def _refuse_mixture(
     table: pa.Table, device: str, source: str, folder: Path, replaced: set[Path]
 ) -> None:
-    """Check that what stays in `folder` is of the same device and measured none of the same."""
+    """Check that `folder` keeps no sweep of another device and measured none of the same."""
     for part in sorted((folder / "measurements").glob(f"*{_SUFFIX}")):
         if part in replaced:
             continue
         held = read_part(part)
-        others = sorted(set(pc.unique(held["device_name"]).to_pylist()) - {device, None})
+        swept = held.filter(pc.not_equal(held["backend"], BACKEND))
+        others = sorted(set(pc.unique(swept["device_name"]).to_pylist()) - {device, None})
         if others:
             raise InputError(
-                f"{folder} holds measurements of {others[0]}, {source} is of {device}",
-                "one dataset is of one device; it was not ingested",
+                f"{folder} holds a sweep of {others[0]}, {source} is of {device}",
+                "only public measurements of several devices may share a dataset; it was not "
+                "ingested",
                 "give another folder as --out",
             )
+        held = held.filter(pc.equal(held["device_name"], device))
         same = pc.sum(pc.is_in(table["scenario_id"], held["scenario_id"])).as_py() or 0
         if same:
             raise InputError(

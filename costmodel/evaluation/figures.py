@@ -18,10 +18,14 @@ _TIMES = {
     "roofline x boosting": "boosting_us",
     "analytic alone": "analytic_us",
     "roofline alone": "roofline_us",
+    "carried, not corrected": "carried_us",
+    "source as it is": "identity_us",
+    "source x rooflines": "roofline_scaled_us",
 }
 _ENERGIES = {
     "costprof": "energy_mj_p50",
     "linear in tokens": "linear_mj",
+    "source as it is": "identity_mj",
     "constant TDP x true latency": "constant_tdp_mj",
 }
 _LONG_MS = 0.34
@@ -43,6 +47,8 @@ def figures_of(frame: pa.Table) -> dict[str, Any]:
         f"inner a multiple of {_ALIGNED}": aligned,
         f"inner no multiple of {_ALIGNED}": ~aligned,
     }
+    if "identity_us" in frame.column_names:
+        latency["not measured on the source"] = ~np.isfinite(_numbers(frame, "identity_us"))
     figures: dict[str, Any] = {
         "layers": frame.num_rows,
         "latency": {
@@ -74,24 +80,32 @@ def _methods(
     frame: pa.Table, quantity: str, methods: dict[str, str], mask: npt.NDArray[np.bool_]
 ) -> dict[str, Any]:
     truth = _numbers(frame, quantity)
-    told = {name: _numbers(frame, column) for name, column in methods.items()}
+    told = {
+        name: _numbers(frame, column)
+        for name, column in methods.items()
+        if column in frame.column_names
+    }
     told = {name: values for name, values in told.items() if np.isfinite(values[mask]).any()}
     for values in told.values():
         mask = mask & np.isfinite(values)
     result: dict[str, Any] = {}
     for name, values in told.items():
-        error = 100.0 * np.abs(values[mask] / truth[mask] - 1.0)
-        result[name] = {
-            "layers": int(mask.sum()),
-            "mape": float(error.mean()),
-            "median": float(np.median(error)),
-            "p90": float(np.quantile(error, 0.9)),
-        }
+        result[name] = {"layers": int(mask.sum()), **error_figures(values[mask], truth[mask])}
     if "costprof" in result:
         low, high = (_numbers(frame, f"{quantity}_{at}") for at in ("p05", "p95"))
         inside = (truth >= low) & (truth <= high)
         result["costprof"]["coverage_90"] = float(100.0 * inside[mask].mean())
     return result
+
+
+def error_figures(predicted: Array, truth: Array) -> dict[str, float]:
+    """Return MAPE, median and 90th percentile of the error in percent of `truth`."""
+    error = 100.0 * np.abs(predicted / truth - 1.0)
+    return {
+        "mape": float(error.mean()),
+        "median": float(np.median(error)),
+        "p90": float(np.quantile(error, 0.9)),
+    }
 
 
 def _numbers(frame: pa.Table, name: str) -> Array:

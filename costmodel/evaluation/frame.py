@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from costprof.core.device import DeviceFingerprint
 from costprof.core.errors import DatasetError
 from costprof.costmodel.devices import DeviceSpec, spec_for
 from costprof.costmodel.evaluation.baselines import boosted, linear_in_tokens, roofline_us
+from costprof.costmodel.evaluation.columns import frame_of, layer_columns, quantile_columns
 from costprof.costmodel.evaluation.origin import FrameOrigin
 from costprof.costmodel.evaluation.splits import Fold, folds_of
 from costprof.costmodel.grouped.dataset import measured_layers, named_layers
@@ -23,9 +24,6 @@ from costprof.costmodel.grouped.work import layer_work
 from costprof.profiler.dataset import read_measurements
 
 Progress = Callable[[str, int, int], None]
-
-CAPPED = 0.95
-"""Share of the power limit from which a reading counts as capped."""
 
 
 def held_out_layers(
@@ -39,27 +37,47 @@ def held_out_layers(
     The schema's metadata say of the dataset what `FrameOrigin` holds.
 
     Raises:
-        DatasetError: the dataset has too few layers of a named routing.
+        DatasetError: the dataset has too few layers of a named routing, or is of several devices.
         InputError: an unknown split.
     """
     rows = named_layers(read_measurements(folder))
+    check_enough(rows, str(folder))
+    devices = sorted(pc.unique(rows["device_name"]).to_pylist())
+    if len(devices) > 1:
+        raise DatasetError(
+            f"{folder} was measured on {len(devices)} devices ({', '.join(devices)})",
+            "nothing was evaluated",
+            f"use --split device:{devices[0]},{devices[1]}, or a dataset of one device",
+        )
+    measured, spec = measured_layers(rows), layer_spec(rows)
+    frame = held_out(measured, spec, split, seed=seed, progress=progress)
+    return FrameOrigin.of_rows(folder.resolve().name, rows).attached(frame)
+
+
+def check_enough(rows: pa.Table, whose: str) -> None:
+    """Check that the `named_layers` `rows` are enough to fit.
+
+    Raises:
+        DatasetError: they are not.
+    """
     if rows.num_rows < LEAST_LAYERS:
         raise DatasetError(
-            f"{folder} has {rows.num_rows} layers of a named routing, fewer than {LEAST_LAYERS}",
+            f"{whose} has {rows.num_rows} layers of a named routing, fewer than {LEAST_LAYERS}",
             "nothing was evaluated",
             "costprof fit evaluates single experts; layers come in with costprof ingest",
         )
-    measured = measured_layers(rows)
+
+
+def layer_spec(rows: pa.Table) -> DeviceSpec:
+    """Return the constants of the one device that the layers `rows` were measured on."""
     limits = [limit for limit in rows["power_limit_w"].to_pylist() if limit]
-    spec = spec_for(
+    return spec_for(
         DeviceFingerprint(
             kind="gpu",
             name=str(rows["device_name"][0].as_py()),
             power_limit_w=max(limits, default=0.0),
         )
     )
-    frame = held_out(measured, spec, split, seed=seed, progress=progress)
-    return FrameOrigin.of_rows(folder.resolve().name, rows).attached(frame)
 
 
 def held_out(
@@ -88,47 +106,18 @@ def _one_fold(measured: Measured, spec: DeviceSpec, fold: Fold, split: str) -> p
     found, points, work = prices.prediction, test.points, layer_work(test.points)
     roofline = roofline_us(points, work, spec)
     train_roofline = roofline_us(train.points, layer_work(train.points), spec)
-    energy = test.power_w * test.latency_us * 1e-3
     train_energy = train.power_w * train.latency_us * 1e-3
-    trusted = test.power_trusted
     columns: dict[str, Any] = {
         "split": [split] * len(points),
-        **{
-            name: getattr(points, name)
-            for name in ("framework", "kernel", "precision", "distribution", "shape", "curve")
-        },
-        **{
-            name: getattr(points, name).astype(np.int64)
-            for name in ("hidden", "inner", "top_k", "experts", "ep_size", "tp_size", "tokens")
-        },
-        "latency_us": test.latency_us,
-        **_quantiles("latency_us", found.latency_us),
+        **layer_columns(test, work, spec.power_limit_w),
+        **quantile_columns("latency_us", found.latency_us),
         "linear_us": linear_in_tokens(train.points, train.latency_us, points),
         "roofline_us": roofline,
         "boosting_us": boosted(train, train_roofline, points, roofline),
         "analytic_us": model.base(points).analytic_us,
-        "energy_mj": energy,
-        "energy_trusted": np.isfinite(energy) if trusted is None else trusted,
-        **_quantiles("energy_mj", found.energy_mj),
+        **quantile_columns("energy_mj", found.energy_mj),
         "linear_mj": linear_in_tokens(train.points, train_energy, points),
-        "constant_tdp_mj": spec.power_limit_w * test.latency_us * 1e-3,
-        "power_w": test.power_w,
         "power_w_p50": found.power_w,
-        "power_limit_w": np.full(len(points), spec.power_limit_w),
-        "power_capped": test.power_w >= CAPPED * spec.power_limit_w,
         "tier": prices.tier,
-        "flops": work.useful_flops,
-        "bytes": work.weight_bytes + work.up.row_bytes + work.down.row_bytes,
     }
-    return pa.table({name: _column(values) for name, values in columns.items()})
-
-
-def _quantiles(name: str, values: tuple[Any, Any, Any]) -> dict[str, Any]:
-    return {f"{name}_{at}": part for at, part in zip(("p05", "p50", "p95"), values, strict=True)}
-
-
-def _column(values: Any) -> pa.Array:
-    values = np.asarray(values)
-    if values.dtype == np.float64:
-        return pa.array(values, mask=~np.isfinite(values))
-    return pa.array(values.tolist()) if values.dtype.kind == "U" else pa.array(values)
+    return frame_of(columns)

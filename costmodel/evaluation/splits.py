@@ -13,7 +13,7 @@ from costprof.costmodel.grouped.points import LayerPoints
 
 Mask = npt.NDArray[np.bool_]
 
-_KINDS = "token, shape, sparse:FRACTION or fewshot:POINTS"
+_KINDS = "token, shape, sparse:FRACTION, fewshot:POINTS or device:FROM,TO"
 
 
 @dataclass(frozen=True, slots=True)

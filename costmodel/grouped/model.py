@@ -87,6 +87,16 @@ class LayerPrediction:
     power_w: Array
     known_group: npt.NDArray[np.bool_]
 
+    def take(self, index: npt.NDArray[Any]) -> LayerPrediction:
+        """Return the layers at `index` (positions or a mask)."""
+        latency, energy = self.latency_us, self.energy_mj
+        return LayerPrediction(
+            (latency[0][index], latency[1][index], latency[2][index]),
+            (energy[0][index], energy[1][index], energy[2][index]),
+            self.power_w[index],
+            self.known_group[index],
+        )
+
 
 @dataclass(frozen=True)
 class Centre:

@@ -23,6 +23,7 @@ from costprof.costmodel.grouped.additive import (
 from costprof.costmodel.grouped.model import WHOLE, GroupedModel, Measured
 from costprof.costmodel.grouped.points import LayerPoints
 from costprof.costmodel.grouped.token_counts import load_of_counts
+from costprof.costmodel.grouped.transfer import TransferModel
 from costprof.costmodel.manifest import Composition, MoeSpec
 from costprof.costmodel.rows import TableRow
 from costprof.profiler.stored_moe import StoredMoe
@@ -49,7 +50,7 @@ class MoePrices:
 
 def price_moe(
     moe: StoredMoe,
-    model: GroupedModel,
+    model: GroupedModel | TransferModel,
     measured: Measured | None,
     spec: DeviceSpec,
     *,
@@ -65,12 +66,19 @@ def price_moe(
         InputError: the model knows no such kernel in this precision, or no power at all.
     """
     batches = example_batches(moe.experts, moe.top_k)
+    transferred = isinstance(model, TransferModel)
+    known = model.source.model if isinstance(model, TransferModel) else model
     offers = {
         method: _points(moe, method, batches)
-        for method in _methods(model, moe.precision, kernel, moe.name)
+        for method in _methods(known, moe.precision, kernel, moe.name)
     }
-    priced = {method: model.predict(points, measured) for method, points in offers.items()}
-    powers = model.parts[WHOLE].powers
+    priced = {
+        method: model.predict(points)
+        if isinstance(model, TransferModel)
+        else model.predict(points, measured)
+        for method, points in offers.items()
+    }
+    powers = known.parts[WHOLE].powers
     best = min(
         priced,
         key=lambda each: (
@@ -105,7 +113,7 @@ def price_moe(
             cache_state=_CACHE_STATE,
             power_w=min(spec.idle_w + energy / latency * 1e3, spec.power_limit_w),
             temp_rise_c=heat_c_per_mj(spec) * energy,
-            tier="predicted",
+            tier="transferred" if transferred else "predicted",
             energy_source="modelled",
         )
         for tokens, latency, energy, time_band, energy_band in zip(

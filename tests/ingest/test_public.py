@@ -16,7 +16,7 @@ from costprof.cli.main import app
 from costprof.core.device import DeviceFingerprint
 from costprof.core.errors import CostprofError, DatasetError, InputError
 from costprof.core.expert import ExpertClass, Kernel, class_id
-from costprof.profiler.dataset import read_measurements
+from costprof.profiler.dataset import read_measurements, write_measurements
 from costprof.profiler.public import PublicSummary, ingest_public_file
 from costprof.profiler.summary import summarise_dataset
 
@@ -234,13 +234,18 @@ def test_what_is_there_already_is_not_taken_twice(tmp_path: Path) -> None:
     assert read_measurements(tmp_path / "d").num_rows == 1
 
 
-def test_one_dataset_is_of_one_device(tmp_path: Path) -> None:
+def test_devices_share_a_dataset_but_neither_a_file_nor_a_sweep(tmp_path: Path) -> None:
     both = public_file(tmp_path / "both.parquet", {}, {"device": "NVIDIA H100"})
     assert "2 devices (NVIDIA H100, NVIDIA H200)" in refusal(both, tmp_path / "none")
     ingest_public_file(public_file(tmp_path / "one.parquet", {}), tmp_path / "d")
     other = public_file(tmp_path / "other.parquet", {"device": "NVIDIA H100"})
-    with pytest.raises(InputError, match=r"of NVIDIA H200, other\.parquet is of NVIDIA H100"):
-        ingest_public_file(other, tmp_path / "d")
+    ingest_public_file(other, tmp_path / "d")
+    rows = read_measurements(tmp_path / "d").to_pylist()
+    assert {row["device_name"] for row in rows} == {"NVIDIA H100", "NVIDIA H200"}
+    swept = [{**row, "backend": "nsys"} for row in rows if row["device_name"] == "NVIDIA H200"]
+    write_measurements(tmp_path / "swept", "run", swept)
+    with pytest.raises(InputError, match=r"a sweep of NVIDIA H200, other\.parquet is of NVIDIA H"):
+        ingest_public_file(other, tmp_path / "swept")
 
 
 def test_files_that_are_no_layers_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from costprof.cli.main import app
 from costprof.core.errors import CostprofError, InputError, TableError
 from costprof.costmodel.grouped.model import Measured
+from costprof.costmodel.grouped.price import OTHER_KERNEL_STD, OTHER_VERSION_STD
 from costprof.costmodel.grouped.rows import measured_of_table
 from costprof.costmodel.grouped.serialise import from_bytes, to_bytes
 from costprof.costmodel.tablefile import read_table
@@ -146,3 +147,29 @@ def test_files_that_cannot_serve_are_refused(fitted: Fitted, tmp_path: Path) -> 
         app, ["predict", "--model", table, "--points", points, "--out", str(priced)]
     )
     assert isinstance(done.exception, InputError)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "least"),
+    [("version", "0.98.0", OTHER_VERSION_STD), ("kernel_source", "another", OTHER_KERNEL_STD)],
+)
+def test_a_method_nobody_measured_is_as_doubtful_as_methods_differ(
+    fitted: Fitted, tmp_path: Path, column: str, value: str, least: float
+) -> None:
+    asked = pq.read_table(fitted.source)
+    known = predict(fitted.table, fitted.held_out, tmp_path / "first.parquet")
+    for name in (fitted.source, fitted.held_out):
+        asked = pq.read_table(name)
+        at = asked.column_names.index(column)
+        pq.write_table(
+            asked.set_column(at, column, pa.array([value] * asked.num_rows)),
+            tmp_path / "other.parquet",
+        )
+        told = predict(
+            fitted.table, tmp_path / "other.parquet", tmp_path / f"{name.stem}_q.parquet"
+        )
+        assert "measured" not in told["tier"].to_pylist()
+        for quantity in ("latency_ms", "energy_mj"):
+            wide = np.log(told[f"{quantity}_p95"].to_numpy() / told[quantity].to_numpy())
+            assert (wide > 1.6 * least).all()
+    assert told["latency_ms"].to_numpy() == pytest.approx(known["latency_ms"].to_numpy())
