@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,8 @@ from costprof.costmodel.table_calibration import (
 )
 from costprof.costmodel.tablefile import read_table, write_table
 
+Quantity = Literal["latency_us", "energy_mj"]
+
 __all__ = [
     "TABLE_SCHEMA",
     "ConfigChoice",
@@ -42,6 +45,7 @@ __all__ = [
     "ExpertCost",
     "LayerCost",
     "Observation",
+    "Quantity",
     "write_table",
 ]
 
@@ -101,6 +105,7 @@ class CostTable:
         self._classes = read_classes(rows, self.moe.class_of_expert)
         self._lookups: dict[torch.device, DenseLookup] = {}
         self._lookup = build_lookup(self._classes, self.moe.class_of_expert, manifest.compositions)
+        self._priced = self._lookup.priced()
         self.n_experts = len(self.moe.class_of_expert)
         self.expert_weight_bytes = torch.tensor(
             [expert_weight_bytes(self.expert_class(e)) for e in range(self.n_experts)],
@@ -236,6 +241,20 @@ class CostTable:
         0 where the count is 0. The layer's base is not in it.
         """
         return _split(self._lookup_for(counts, integer=True).experts(counts))
+
+    def check_priced(self, quantities: Sequence[Quantity]) -> None:
+        """Check that every price has these parts, finite and above 0, as found when it was loaded.
+
+        Raises:
+            TableError: a part is missing.
+        """
+        for name in quantities:
+            if name not in self._priced:
+                raise TableError(
+                    f"the table has prices whose {name} is 0 or not finite",
+                    f"nothing can be routed by {name}",
+                    "use another objective or a table that measured it",
+                )
 
     def layer_cost(self, counts: Tensor) -> LayerCost:
         """Return the price [...] of a layer whose expert `e` gets `counts[..., e]` tokens.

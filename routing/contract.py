@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from costprof.core.errors import InputError
@@ -82,7 +83,7 @@ class Rows:
 
     Attributes:
         real: bool, False for padding.
-        sequence: int64, which sequence the token belongs to.
+        sequence: int64, at least 0, which sequence the token belongs to.
         position: int64, where in it the token stands.
         is_prefill: bool, True for tokens of a prompt.
         distinct: The caller knows that no two real rows share a sequence; saves looking.
@@ -131,11 +132,14 @@ class Rows:
         """
         if self.distinct:
             return self.real & ~self.is_prefill
-        _, inverse = torch.unique(self.sequence, return_inverse=True)
-        companions = torch.zeros_like(self.sequence).scatter_add_(
-            0, inverse, self.real.to(torch.int64)
+        # Sorted, equal sequences are neighbours; padding rows are nobody's.
+        nobody = self.sequence.numel() + torch.arange(
+            self.sequence.numel(), device=self.real.device
         )
-        return self.real & ~self.is_prefill & (companions[inverse] == 1)
+        key, order = torch.where(self.real, self.sequence, -1 - nobody).sort()
+        twice = key[1:] == key[:-1]
+        alone = ~(F.pad(twice, (1, 0)) | F.pad(twice, (0, 1)))
+        return self.real & ~self.is_prefill & torch.empty_like(alone).scatter_(0, order, alone)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
