@@ -307,6 +307,14 @@ class CostTable:
         only = ran.pop() if len(ran) == 1 else ""
         return Prediction(only, layer.latency_us.item(), layer.energy_mj.item())
 
+    def lookup(self, device: torch.device) -> DenseLookup:
+        """Return all prices as tensors on `device`, copied there once."""
+        if device == self._lookup.values.device:
+            return self._lookup
+        if device not in self._lookups:
+            self._lookups[device] = self._lookup.to(device)
+        return self._lookups[device]
+
     def _class_id(self, expert: int) -> str:
         if not 0 <= expert < self.n_experts:
             raise InputError(
@@ -330,11 +338,7 @@ class CostTable:
                 "they cannot be priced",
                 f"give {'integers' if integer else 'floating-point numbers'} here",
             )
-        if counts.device == self._lookup.values.device:
-            return self._lookup
-        if counts.device not in self._lookups:
-            self._lookups[counts.device] = self._lookup.to(counts.device)
-        return self._lookups[counts.device]
+        return self.lookup(counts.device)
 
 
 def _on_cpu(manifest: Manifest) -> bool:

@@ -8,6 +8,7 @@ T is rows of a batch, E experts of the layer, k the gate's top_k.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -124,6 +125,11 @@ class Rows:
             distinct=True,
         )
 
+    @property
+    def decode_only(self) -> bool:
+        """Whether these are `undescribed` rows, of which nothing need be looked up."""
+        return self is undescribed(self.real.shape[0], self.real.device)
+
     def lone_decode(self) -> Tensor:
         """[T] bool: real decode rows that are the only real row of their sequence in the batch.
 
@@ -164,6 +170,8 @@ class Selection:
         used: [T, k] bool, False for slots that hold no expert (their weight is 0).
         gate_mass_lost: [T] float64, the share of its own top-k scores a row gave up. Experts it
             received instead do not count as a gain.
+        counts: [E] int64, used slots per expert in real rows, where whoever chose knows them. The
+            slots that are not used then point at an expert that is.
     """
 
     scores: Tensor
@@ -172,6 +180,17 @@ class Selection:
     weights: Tensor
     used: Tensor
     gate_mass_lost: Tensor
+    counts: Tensor | None = None
+
+
+@functools.lru_cache(maxsize=64)
+def undescribed(tokens: int, device: torch.device) -> Rows:
+    """Return what `route` takes for `rows` it is not told of: `Rows.decode`, made once a size.
+
+    Shared, so never written into.
+    """
+    with torch.inference_mode(False):
+        return Rows.decode(tokens, device=device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -38,7 +38,12 @@ def protected(share: Tensor, q: float) -> Tensor:
 
     `share` [T, k] int64 in units of 1 / `ONE`, best experts first.
     """
-    return share.cumsum(dim=-1) - share < max(math.ceil(q * ONE), 1)
+    return share.cumsum(dim=-1) - share < protected_mass(q)
+
+
+def protected_mass(q: float) -> int:
+    """Return `q` in units of 1 / `ONE`: at least one, so that the first expert stays."""
+    return max(math.ceil(q * ONE), 1)
 
 
 def refill(plain: Selection, active: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,12 @@ from torch import Tensor
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable, LayerCost, Quantity
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
+from costprof.routing.kernels import marginal_cpu
 from costprof.routing.pruning import (
     ONE,
     gate_shares,
     protected,
+    protected_mass,
     pruned,
     refill,
     sum_by_expert,
@@ -97,6 +99,8 @@ class Marginal:
     ) -> tuple[Selection, Any]:
         """Return what is left of `plain`; `state` and `history` are not read."""
         table.check_priced(self._quantities)
+        if marginal_cpu.available(plain):
+            return self._compiled(plain, table, rows), history
         n_experts, real = table.n_experts, rows.real.unsqueeze(-1)
         changeable = rows.real if self.prefill else rows.lone_decode()
         # A row that is not finite must not steer the others.
@@ -118,6 +122,32 @@ class Marginal:
         dearer = cost[0] > cost[1]
         lost = gone[plain.indices] & ~dearer
         return pruned(plain, indices, used, lost, share), history
+
+    def _compiled(self, plain: Selection, table: CostTable, rows: Rows) -> Selection:
+        """Choose by the compiled code for CPUs, which does the same."""
+        real, changeable = rows.real, None
+        if self.prefill:
+            changeable = real
+        elif not rows.decode_only:
+            changeable = rows.lone_decode()
+        return marginal_cpu.decide(
+            plain,
+            table.lookup(plain.scores.device),
+            marginal_cpu.Terms(
+                1.0 - self._energy_weight,
+                self._energy_weight,
+                self.lam,
+                self.budget,
+                protected_mass(self.q),
+            ),
+            real=None if rows.decode_only else real,
+            changeable=changeable,
+        )
+
+    @property
+    def _energy_weight(self) -> float:
+        """Weight of energy beside latency's."""
+        return {"latency": 0.0, "energy": 1.0, "weighted": self.energy_share}[self.objective]
 
     @property
     def _quantities(self) -> tuple[Quantity, ...]:
@@ -152,7 +182,7 @@ class Marginal:
 
     def _relative(self, price: LayerCost, whole: LayerCost | None = None) -> Tensor:
         """Cost by the objective, in shares of `whole`, or of the last of several `price`s."""
-        energy = {"latency": 0.0, "energy": 1.0, "weighted": self.energy_share}[self.objective]
+        energy = self._energy_weight
         latency_us, energy_mj = price.latency_us, price.energy_mj
         of_us, of_mj = (
             (latency_us[-1], energy_mj[-1])
