@@ -131,11 +131,15 @@ class Rows:
         """
         if self.distinct:
             return self.real & ~self.is_prefill
-        _, inverse = torch.unique(self.sequence, return_inverse=True)
-        companions = torch.zeros_like(self.sequence).scatter_add_(
-            0, inverse, self.real.to(torch.int64)
-        )
-        return self.real & ~self.is_prefill & (companions[inverse] == 1)
+        # Runs of one sequence, counted without a shape that depends on data (as unique's would).
+        order = torch.argsort(self.sequence, stable=True)
+        ordered = self.sequence[order]
+        starts = torch.ones_like(self.real)
+        starts[1:] = ordered[1:] != ordered[:-1]
+        run = starts.cumsum(0) - 1
+        companions = torch.zeros_like(run).scatter_add_(0, run, self.real[order].to(run.dtype))
+        alone = torch.empty_like(self.real).scatter_(0, order, companions[run] == 1)
+        return self.real & ~self.is_prefill & alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
