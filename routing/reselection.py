@@ -109,11 +109,12 @@ def rerank(plain: Selection, ranking: Tensor, changeable: Tensor) -> Selection:
 
     Weights are of the plain scores; -inf in `ranking` is never chosen.
     """
-    top = ranking.topk(plain.indices.shape[-1], dim=-1)
-    chosen = torch.zeros_like(ranking, dtype=torch.bool)
-    chosen.scatter_(-1, top.indices, top.values > -torch.inf)
-    lost = changeable.unsqueeze(-1) & ~chosen.gather(-1, plain.indices)
-    return replace(plain, lost, chosen, by=ranking)
+    least = ranking.topk(plain.indices.shape[-1], dim=-1).values[:, -1:]
+    closed = ranking == -torch.inf
+    # By value, not by what top-k returns: in a tie a row keeps what it has.
+    out = (ranking < least) | closed
+    lost = changeable.unsqueeze(-1) & out.gather(-1, plain.indices)
+    return replace(plain, lost, ~out, by=ranking)
 
 
 def shifted_ranking(plain: Selection, shift: Tensor, gate: Gate) -> Tensor:
