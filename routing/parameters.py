@@ -7,7 +7,14 @@ import math
 from costprof.core.errors import InputError
 
 
-def check_number(name: str, value: float, low: float = 0.0, high: float = math.inf) -> None:
+def check_number(
+    name: str,
+    value: float,
+    low: float = 0.0,
+    high: float = math.inf,
+    *,
+    consequence: str = "the policy cannot be built",
+) -> None:
     """Check that `value` is finite and in [low, high].
 
     Raises:
@@ -16,7 +23,7 @@ def check_number(name: str, value: float, low: float = 0.0, high: float = math.i
     good = isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
     if not good:
         bound = f"at least {low:g}" if math.isinf(high) else f"{low:g} … {high:g}"
-        raise InputError(f"{name} is {value}", "the policy cannot be built", f"use {bound}")
+        raise InputError(f"{name} is {value}", consequence, f"use {bound}")
 
 
 def check_whole(name: str, value: int | None, low: int, *, optional: bool = False) -> None:

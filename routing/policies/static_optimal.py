@@ -91,7 +91,7 @@ def static_optimal(
         InputError: no batches, or a bound outside its range.
         TableError: the table does not price the objective.
     """
-    check_number("mass_lost", mass_lost, 0.0, 1.0)
+    check_number("mass_lost", mass_lost, 0.0, 1.0, consequence="no set was chosen")
     if not batches:
         raise InputError("there are no batches", "no set was chosen", "record some logits")
     goal = Objective() if objective is None else objective
