@@ -86,7 +86,8 @@ class TileRound:
         saved = self.objective.saved(counts, counts - over, table)
         at_stake = share * tail
         mass = sum_by_expert(plain.indices, at_stake, table.n_experts)
-        price = torch.where((over > 0) & ~held & (saved > 0), mass / saved, torch.inf)
+        rounds = (over > 0) & ~held & (saved > 0)
+        price = (mass / saved).masked_fill(~rounds, torch.inf)
         slack = int((1.0 - self.q) * ONE)
         rank = drop_ranks(price, plain.indices, at_stake, slack)
         return replace(plain, tail & (rank < table.n_experts)[plain.indices]), history
