@@ -42,6 +42,7 @@ __all__ = [
     "TABLE_SCHEMA",
     "ConfigChoice",
     "CostTable",
+    "ExpertConstants",
     "ExpertCost",
     "LayerCost",
     "Observation",
@@ -76,6 +77,20 @@ class LayerCost:
     energy_mj: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertConstants:
+    """What of each expert does not depend on its tokens; both [E] float64.
+
+    Attributes:
+        weight_bytes: Stored bytes of its weights.
+        heat_c_per_mj: Modelled rise in temperature, kelvin per mJ it takes; 0 where its energy is
+            not known.
+    """
+
+    weight_bytes: Tensor
+    heat_c_per_mj: Tensor
+
+
 class CostTable:
     """Prices of the experts of one MoE on one device.
 
@@ -104,6 +119,7 @@ class CostTable:
             )
         self._classes = read_classes(rows, self.moe.class_of_expert)
         self._lookups: dict[torch.device, DenseLookup] = {}
+        self._constants: dict[torch.device, ExpertConstants] = {}
         self._lookup = build_lookup(self._classes, self.moe.class_of_expert, manifest.compositions)
         self._priced = self._lookup.priced()
         self.n_experts = len(self.moe.class_of_expert)
@@ -234,6 +250,23 @@ class CostTable:
             InputError: there is no such expert.
         """
         return self._classes[self._class_id(expert)].kernel
+
+    def expert_constants(self, device: torch.device | str) -> ExpertConstants:
+        """Return bytes and heat of all experts on `device`; kept there after the first call."""
+        device = torch.device(device)
+        if device not in self._constants:
+            heat = {}
+            for expert, class_id in enumerate(self.moe.class_of_expert):
+                if class_id not in heat:
+                    cost = self.cost(expert, 1)
+                    known = cost.energy_mj > 0 and np.isfinite(cost.temp_rise_c)
+                    heat[class_id] = cost.temp_rise_c / cost.energy_mj if known else 0.0
+            of_expert = [heat[class_id] for class_id in self.moe.class_of_expert]
+            self._constants[device] = ExpertConstants(
+                weight_bytes=self.expert_weight_bytes.to(device),
+                heat_c_per_mj=torch.tensor(of_expert, dtype=torch.float64, device=device),
+            )
+        return self._constants[device]
 
     def expert_costs(self, counts: Tensor) -> LayerCost:
         """Return what each expert adds to a layer: [..., E] for integer `counts` [..., E].

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from costprof.core.errors import InputError
@@ -84,7 +83,7 @@ class Rows:
 
     Attributes:
         real: bool, False for padding.
-        sequence: int64, at least 0, which sequence the token belongs to.
+        sequence: int64, which sequence the token belongs to.
         position: int64, where in it the token stands.
         is_prefill: bool, True for tokens of a prompt.
         distinct: The caller knows that no two real rows share a sequence; saves looking.
@@ -138,14 +137,15 @@ class Rows:
         """
         if self.distinct:
             return self.real & ~self.is_prefill
-        # Sorted, equal sequences are neighbours; padding rows are nobody's.
-        nobody = self.sequence.numel() + torch.arange(
-            self.sequence.numel(), device=self.real.device
-        )
-        key, order = torch.where(self.real, self.sequence, -1 - nobody).sort()
-        twice = key[1:] == key[:-1]
-        alone = ~(F.pad(twice, (1, 0)) | F.pad(twice, (0, 1)))
-        return self.real & ~self.is_prefill & torch.empty_like(alone).scatter_(0, order, alone)
+        # Runs of one sequence, counted without a shape that depends on data (as unique's would).
+        order = torch.argsort(self.sequence, stable=True)
+        ordered = self.sequence[order]
+        starts = torch.ones_like(self.real)
+        starts[1:] = ordered[1:] != ordered[:-1]
+        run = starts.cumsum(0) - 1
+        companions = torch.zeros_like(run).scatter_add_(0, run, self.real[order].to(run.dtype))
+        alone = torch.empty_like(self.real).scatter_(0, order, companions[run] == 1)
+        return self.real & ~self.is_prefill & alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

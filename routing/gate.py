@@ -18,6 +18,15 @@ def gate_scores(logits: Tensor, gate: Gate) -> Tensor:
     return torch.softmax(logits, dim=-1) if gate.score == "softmax" else torch.sigmoid(logits)
 
 
+def gate_logits(scores: Tensor, gate: Gate) -> Tensor:
+    """Logits [T, E] that have these `scores`, up to a constant per row under softmax."""
+    scores = scores.clamp_min(torch.finfo(scores.dtype).tiny)
+    if gate.score == "softmax":
+        return scores.log()
+    # 1 - score is exact for scores above 1/2; the least gap below 1 stands for "saturated".
+    return scores.log() - (1.0 - scores).clamp_min(torch.finfo(scores.dtype).eps / 2).log()
+
+
 def gate_ranking(scores: Tensor, gate: Gate) -> Tensor:
     """What experts are chosen by: `scores` [T, E] plus bias, -inf outside the chosen groups.
 

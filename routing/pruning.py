@@ -1,4 +1,4 @@
-"""What dropping experts does to a batch: who carries what, who may go, who takes their place.
+"""What dropping experts does to a batch: who carries what, and who may go.
 
 Gate mass is summed in fixed point, in units of 1 / `ONE`: sums of whole numbers are the same in
 any order and on any device, so neither padding nor the order of rows can tip a tie.
@@ -17,7 +17,7 @@ from costprof.routing.contract import Selection
 
 ONE = 1 << 40
 
-_TINY = 1e-20
+_ROUNDS = 2
 
 
 def gate_shares(plain: Selection) -> Tensor:
@@ -46,44 +46,41 @@ def protected_mass(q: float) -> int:
     return max(math.ceil(q * ONE), 1)
 
 
-def refill(plain: Selection, active: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
-    """Give slots that lost their expert the next ones of their row's ranking that are active.
+def drop_ranks(price: Tensor, indices: Tensor, share: Tensor, slack: int) -> Tensor:
+    """In which order experts may all be dropped, no row losing more than `slack` of its share.
+
+    In each of two rounds every row adds up its shares from the lowest price on and objects to
+    what goes beyond its slack; experts nobody objects to are dropped. A row's sum also counts
+    experts that others keep, so the bound holds with room to spare, which the second round uses.
+    Rows vote at once, where trying one expert after the other would take E steps.
 
     Args:
-        plain: The choice of T rows.
-        active: [E] bool, experts the batch uses.
-        gone: [E] bool, experts dropped.
+        price: [E], lowest first; infinite for experts that stay.
+        indices: [T, k] int64.
+        share: [T, k] int64; 0 in rows that may not be changed.
+        slack: What a row may lose, in units of 1 / `ONE`.
 
     Returns:
-        indices [T, k] and used [T, k]; other slots keep their expert and place.
+        [E] int64: 0 … n - 1 for the n experts that may be dropped, E for those that stay.
     """
-    lost = gone[plain.indices]  # [T, k]
-    spare = plain.ranking.masked_fill(gone | ~active, -torch.inf)
-    spare = spare.scatter(-1, plain.indices, -torch.inf)  # [T, E]
-    best = spare.topk(plain.indices.shape[-1], dim=-1)
-    nth = (lost.cumsum(dim=-1) - 1).clamp_min(0)
-    indices = torch.where(lost, best.indices.gather(-1, nth), plain.indices)
-    used = ~lost | (best.values.gather(-1, nth) > -torch.inf)
-    return indices, used & plain.used
-
-
-def pruned(
-    plain: Selection, indices: Tensor, used: Tensor, lost: Tensor, share: Tensor
-) -> Selection:
-    """The selection where rows that `lost` [T, k] a slot take `indices` and `used` [T, k].
-
-    `share` [T, k] is what plain slots hold of their row's gate mass, see `gate_shares`. Weights
-    of a changed row sum to what its plain weights summed to; other rows stay as they are.
-    """
-    changed = lost.any(dim=-1, keepdim=True)
-    chosen = plain.scores.gather(-1, indices).masked_fill(~used, 0.0)
-    total = plain.weights.sum(dim=-1, keepdim=True)
-    scaled = chosen / (chosen.sum(dim=-1, keepdim=True) + _TINY) * total
-    return Selection(
-        scores=plain.scores,
-        ranking=plain.ranking,
-        indices=torch.where(changed, indices, plain.indices),
-        weights=torch.where(changed, scaled, plain.weights),
-        used=torch.where(changed, used, plain.used),
-        gate_mass_lost=(share * lost).sum(dim=-1).double() / ONE,
-    )
+    n_experts = price.numel()
+    stays = _ROUNDS * n_experts
+    key = torch.full_like(price, stays, dtype=torch.int64)
+    lost = torch.zeros_like(share[:, :1])
+    by_price = torch.argsort(price, stable=True)
+    place = torch.argsort(by_price)
+    candidate = torch.isfinite(price)
+    places, slots = torch.sort(place[indices], dim=-1)
+    for round_ in range(_ROUNDS):
+        # An expert that alone is too much for some row stays, and no longer counts for others.
+        too_much = (lost + share > slack) & (share > 0)
+        candidate = candidate & (sum_by_expert(indices, too_much, n_experts) == 0)
+        at_stake = (share * candidate[indices]).gather(-1, slots)
+        objects = (lost + at_stake.cumsum(dim=-1) > slack) & (at_stake > 0)
+        objections = sum_by_expert(by_price[places], objects, n_experts)
+        dropped = candidate & (objections == 0)
+        key = torch.where(dropped, place + round_ * n_experts, key)
+        lost = lost + (share * dropped[indices]).sum(dim=-1, keepdim=True)
+        candidate = candidate & ~dropped
+    rank = torch.argsort(torch.argsort(key, stable=True))
+    return rank.masked_fill(key == stays, n_experts)

@@ -3,6 +3,7 @@
  * The same steps in the same arithmetic as the tensor code: gate mass in whole units of 2^-40,
  * prices in doubles. Sums of prices are added in the order of the experts.
  */
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -181,9 +182,14 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
                 total += plain_weights[t * K + j];
                 if (slot_used[j]) sum += scores[t * E + mine[j]];
             }
-            for (int64_t j = 0; j < K; j++)
-                weights[t * K + j] =
-                    slot_used[j] ? scores[t * E + mine[j]] / (sum + 1e-20f) * total : 0.0f;
+            /* Where all that is left has a score of 0, its experts weigh the same. */
+            int equal = !(sum > 0.0f);
+            for (int64_t j = 0; equal && j < K; j++) sum += slot_used[j];
+            if (sum < FLT_MIN) sum = FLT_MIN;
+            for (int64_t j = 0; j < K; j++) {
+                float score = equal ? 1.0f : scores[t * E + mine[j]];
+                weights[t * K + j] = slot_used[j] ? score / sum * total : 0.0f;
+            }
             lost[t] = (double)given_up / ONE;
         }
         for (int64_t j = 0; j < K; j++) after[indices[t * K + j]] += used[t * K + j];

@@ -18,10 +18,9 @@ from costprof.routing.pruning import (
     gate_shares,
     protected,
     protected_mass,
-    pruned,
-    refill,
     sum_by_expert,
 )
+from costprof.routing.reselection import replace
 
 Objective = Literal["latency", "energy", "weighted"]
 
@@ -116,12 +115,11 @@ class Marginal:
         saving = self._savings(table, counts)
         gone = self._gone(mass, saving, (keepers == 0) & (counts > 0), rows.real.sum())
 
-        indices, used = refill(plain, counts > 0, gone)
-        after = sum_by_expert(indices, (used & real).to(torch.int64), n_experts)
+        lost = gone[plain.indices]
+        chosen = replace(plain, lost, (counts > 0) & ~gone)
+        after = sum_by_expert(chosen.indices, (chosen.used & real).to(torch.int64), n_experts)
         cost = self._relative(table.layer_cost(torch.stack([after, counts])))
-        dearer = cost[0] > cost[1]
-        lost = gone[plain.indices] & ~dearer
-        return pruned(plain, indices, used, lost, share), history
+        return replace(plain, lost & (cost[0] <= cost[1]), (counts > 0) & ~gone), history
 
     def _compiled(self, plain: Selection, table: CostTable, rows: Rows) -> Selection:
         """Choose by the compiled code for CPUs, which does the same."""

@@ -120,7 +120,7 @@ def test_a_layer_larger_than_memory_is_refused_before_it_is_built(
         (("--batches", "0"), "--batches is 0; nothing was routed"),
         (("--repeats", "0"), "--repeats is 0; nothing was routed"),
         (("--threads", "0"), "--threads is 0; nothing was routed"),
-        (("--policy", "best"), "policy 'best' is unknown; nothing was routed; use marginal or"),
+        (("--policy", "best"), "policy 'best' is unknown; nothing was routed; use topk, fewer"),
         (("--q", "1.5"), "q is 1.5; the policy cannot be built; use 0 … 1"),
         (("--q", "nan"), "q is nan; the policy cannot be built; use 0 … 1"),
         (("--lam", "-1"), "lam is -1; the policy cannot be built; use at least 0"),
