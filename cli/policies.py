@@ -8,6 +8,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from costprof.core.errors import InputError
@@ -82,7 +83,7 @@ def make_policy(
         TableError: the table does not price the objective.
     """
     top_k = gate.top_k
-    active = int(select(batches[0], gate).indices.unique().numel())
+    active = int(torch.unique(select(batches[0], gate).indices).numel())
     by_layer = {
         "fewer": {"k": max(1, round(0.75 * top_k))},
         "oea": {"k0": max(1, top_k // 2)},

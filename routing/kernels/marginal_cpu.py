@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,19 +11,7 @@ from torch import Tensor
 from costprof.costmodel.lookup import DenseLookup
 from costprof.routing.contract import Selection
 from costprof.routing.kernels.compiled import library
-
-
-class Terms(NamedTuple):
-    """What a decision goes by: weights of both columns of a price, and `Marginal`'s parameters.
-
-    `protect` is the gate mass a row protects, in units of 1 / `pruning.ONE`.
-    """
-
-    latency_weight: float
-    energy_weight: float
-    lam: float
-    budget: float
-    protect: int
+from costprof.routing.kernels.terms import Terms
 
 
 class _Problem(ctypes.Structure):
@@ -48,9 +35,9 @@ def _function() -> ctypes._NamedFuncPointer | None:
     return function
 
 
-def available(plain: Selection) -> bool:
-    """Whether `plain` can be decided on here: on a CPU that has the compiled code."""
-    return plain.scores.is_cpu and _function() is not None
+def available() -> bool:
+    """Whether this machine could compile the code."""
+    return _function() is not None
 
 
 def decide(

@@ -12,7 +12,8 @@ from torch import Tensor
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable, LayerCost, Quantity
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
-from costprof.routing.kernels import marginal_cpu
+from costprof.routing.kernels.dispatch import Decide, compiled_decision
+from costprof.routing.kernels.terms import Terms
 from costprof.routing.pruning import (
     ONE,
     gate_shares,
@@ -98,8 +99,9 @@ class Marginal:
     ) -> tuple[Selection, Any]:
         """Return what is left of `plain`; `state` and `history` are not read."""
         table.check_priced(self._quantities)
-        if marginal_cpu.available(plain):
-            return self._compiled(plain, table, rows), history
+        decide = compiled_decision(plain)
+        if decide is not None:
+            return self._compiled(decide, plain, table, rows), history
         n_experts, real = table.n_experts, rows.real.unsqueeze(-1)
         changeable = rows.real if self.prefill else rows.lone_decode()
         # A row that is not finite must not steer the others.
@@ -121,17 +123,19 @@ class Marginal:
         cost = self._relative(table.layer_cost(torch.stack([after, counts])))
         return replace(plain, lost & (cost[0] <= cost[1]), (counts > 0) & ~gone), history
 
-    def _compiled(self, plain: Selection, table: CostTable, rows: Rows) -> Selection:
-        """Choose by the compiled code for CPUs, which does the same."""
+    def _compiled(
+        self, decide: Decide, plain: Selection, table: CostTable, rows: Rows
+    ) -> Selection:
+        """Choose by compiled code, which does the same."""
         real, changeable = rows.real, None
         if self.prefill:
             changeable = real
         elif not rows.decode_only:
             changeable = rows.lone_decode()
-        return marginal_cpu.decide(
+        return decide(
             plain,
             table.lookup(plain.scores.device),
-            marginal_cpu.Terms(
+            Terms(
                 1.0 - self._energy_weight,
                 self._energy_weight,
                 self.lam,

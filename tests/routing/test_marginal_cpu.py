@@ -28,7 +28,7 @@ def tables(make_table: Callable[..., CostTable]) -> list[CostTable]:
 
 def by_tensors(logits: torch.Tensor, **how: object) -> Assignment:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(marginal_cpu, "available", lambda plain: False)
+        patch.setattr(marginal_cpu, "available", lambda: False)
         return route(logits, **how)
 
 
