@@ -74,15 +74,15 @@ def make_policy(
     """Return the policy `name`; what `settings` leave open gets a sensible value.
 
     `fewer` keeps three quarters of the gate's top_k, `oea` wakes half of it, `budget` has two
-    thirds of the experts that top-k wakes in the first batch. `static_optimal` without `kept` is chosen
-    for `batches` [T, E] themselves: what the best fixed set could do if all were known before.
+    thirds of the experts that top-k wakes in the first batch. `static_optimal` without `kept` is
+    chosen for `batches` [T, E] themselves: what a fixed set could do if all were known before.
 
     Raises:
         InputError: a parameter outside its range.
         TableError: the table does not price the objective.
     """
     top_k = gate.top_k
-    active = int(select(batches[0], gate).indices.unique().numel())
+    active = int(select(batches[0], gate).indices.flatten().bincount().count_nonzero())
     by_layer = {
         "fewer": {"k": max(1, round(0.75 * top_k))},
         "oea": {"k0": max(1, top_k // 2)},
