@@ -8,7 +8,6 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from costprof.core.errors import InputError
@@ -76,14 +75,14 @@ def make_policy(
 
     `fewer` keeps three quarters of the gate's top_k, `oea` wakes half of it, `budget` has two
     thirds of the experts that top-k wakes in the first batch. `static_optimal` without `kept` is
-    chosen for `batches` [T, E] themselves: what the best fixed set could do, all being known.
+    chosen for `batches` [T, E] themselves: what a fixed set could do if all were known before.
 
     Raises:
         InputError: a parameter outside its range.
         TableError: the table does not price the objective.
     """
     top_k = gate.top_k
-    active = int(torch.unique(select(batches[0], gate).indices).numel())
+    active = int(select(batches[0], gate).indices.flatten().bincount().count_nonzero())
     by_layer = {
         "fewer": {"k": max(1, round(0.75 * top_k))},
         "oea": {"k0": max(1, top_k // 2)},

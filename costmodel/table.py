@@ -262,10 +262,11 @@ class CostTable:
                     known = cost.energy_mj > 0 and np.isfinite(cost.temp_rise_c)
                     heat[class_id] = cost.temp_rise_c / cost.energy_mj if known else 0.0
             of_expert = [heat[class_id] for class_id in self.moe.class_of_expert]
-            self._constants[device] = ExpertConstants(
-                weight_bytes=self.expert_weight_bytes.to(device),
-                heat_c_per_mj=torch.tensor(of_expert, dtype=torch.float64, device=device),
-            )
+            with torch.inference_mode(False):  # kept, and maybe needed with gradients later
+                self._constants[device] = ExpertConstants(
+                    weight_bytes=self.expert_weight_bytes.to(device),
+                    heat_c_per_mj=torch.tensor(of_expert, dtype=torch.float64, device=device),
+                )
         return self._constants[device]
 
     def expert_costs(self, counts: Tensor) -> LayerCost:

@@ -141,6 +141,7 @@ def expert_mask(experts: tuple[int, ...], n_experts: int, device: torch.device) 
             "no row was routed",
             f"use 0 … {n_experts - 1}",
         )
-    mask = torch.zeros(n_experts, dtype=torch.bool)
-    mask[list(experts)] = True
-    return mask.to(device)
+    with torch.inference_mode(False):  # what is kept may later be part of a graph with gradients
+        mask = torch.zeros(n_experts, dtype=torch.bool)
+        mask[list(experts)] = True
+        return mask.to(device)

@@ -85,9 +85,9 @@ def trace_of(tensors: dict[str, Tensor], name: str) -> Trace:
             "no trace was read",
             "record floating-point logits of shape [steps, rows, experts]",
         )
-    logits = logits.reshape(-1, *logits.shape[-2:]).float()
     if logits.numel() == 0:
         raise InputError(f"logits of {name} are empty", "no trace was read", "record some batches")
+    logits = logits.reshape(-1, *logits.shape[-2:]).float()
     steps, tokens = logits.shape[:2]
     known = {
         "real": torch.ones(steps, tokens, dtype=torch.bool),

@@ -11,129 +11,28 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from policy_batches import (
+    BY_PAST,
+    BY_ROW,
+    EQUAL,
+    GATES,
+    MIXED,
+    Batch,
+    E,
+    draw_batch,
+    same,
+)
 from torch import Tensor
 
 from costprof.costmodel.table import CostTable
-from costprof.routing import (
-    POLICIES,
-    Assignment,
-    Gate,
-    Marginal,
-    Objective,
-    Rows,
-    Scheduled,
-    SystemState,
-    TopK,
-    route,
-)
+from costprof.routing import POLICIES, Assignment, Marginal, Rows, route
 
-E = 16
-EQUAL = [(100.0, 1.0, 2.0)] * E
-MIXED = [(100.0, 1.0, 2.0), (20.0, 6.0, 3.0)] * (E // 2)
-GATES = [
-    Gate(top_k=4),
-    Gate(top_k=4, renormalise=False),
-    Gate(
-        top_k=3,
-        score="sigmoid",
-        bias=torch.linspace(-0.2, 0.2, E),
-        n_group=4,
-        topk_group=2,
-        scaling=2.5,
-    ),
-    Gate(top_k=3, bias=torch.linspace(-0.02, 0.02, E), n_group=4, topk_group=3, group_top=1),
-]
-SHARES = st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0])
-EXPERTS = st.sets(st.integers(0, E - 1), min_size=1, max_size=E - 1).map(
-    lambda chosen: tuple(sorted(chosen))
-)
-PARAMETERS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "topk": {},
-    "fewer": {"k": st.integers(1, 5)},
-    "skip": {"beta": SHARES},
-    "oea": {"k0": st.integers(1, 5)},
-    "budget": {"experts": st.integers(1, E + 1), "keep": st.integers(1, 5)},
-    "lynx": {"drop": SHARES, "affinity": SHARES},
-    "cache_prior": {"lam": st.sampled_from([0.0, 0.1, 1.0]), "top_j": st.integers(1, 5)},
-    "cost_bias": {"alpha": st.sampled_from([0.0, 1.0, 9.0]), "beta": st.sampled_from([0.0, 3.0])},
-    "statistical_balance": {"rate": st.sampled_from([0.0, 0.01, 0.5]), "keep": st.integers(1, 5)},
-    "prune": {"off": st.one_of(st.just(()), EXPERTS), "share": SHARES},
-    "tile_round": {"block_m": st.integers(1, 5), "q": SHARES, "prefill": st.booleans()},
-    "static_optimal": {"kept": st.one_of(st.none(), EXPERTS)},
-    "marginal": {
-        "lam": st.sampled_from([0.0, 0.1, 0.5, 5.0]),
-        "budget": st.sampled_from([1.0, 0.8, 0.0]),
-        "q": SHARES,
-    },
-}
-BY_ROW = ("fewer", "skip", "cost_bias", "prune", "static_optimal")
-"""Policies that route every row by itself, or by the past alone."""
-BY_PAST = ("cache_prior", "statistical_balance")
 NAMES = pytest.mark.parametrize("name", POLICIES)
 
 
 @pytest.fixture(scope="module")
 def tables(make_table: Callable[..., CostTable]) -> list[CostTable]:
     return [make_table(EQUAL, 4), make_table(MIXED, 4)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    logits: Tensor
-    rows: Rows
-    gate: Gate
-    policy: Any
-    history: Any
-    table: CostTable
-
-    def route(self, **other: Any) -> Assignment:
-        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        fields.update(other)
-        return route(fields.pop("logits"), **fields)
-
-    @property
-    def plain(self) -> Assignment:
-        return self.route(policy=TopK(), history=None)
-
-
-def make_logits(draw: st.DrawFn, tokens: int) -> Tensor:
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    logits = torch.randn(tokens, E, generator=generator) * draw(st.sampled_from([0.3, 1.0, 4.0]))
-    return logits.round() if draw(st.booleans()) else logits  # ties
-
-
-def draw_batch(data: st.DataObject, name: str, tables: list[CostTable]) -> Batch:
-    draw = data.draw
-    tokens = draw(st.integers(1, 12))
-    flags = st.lists(st.booleans(), min_size=tokens, max_size=tokens)
-    rows = Rows(
-        real=torch.tensor(draw(flags)),
-        sequence=torch.tensor(draw(st.lists(st.integers(0, 12), min_size=tokens, max_size=tokens))),
-        position=torch.zeros(tokens, dtype=torch.int64),
-        is_prefill=torch.tensor(draw(flags)) & torch.tensor(draw(flags)),
-    )
-    policy = POLICIES[name](**{key: draw(value) for key, value in PARAMETERS[name].items()})
-    gate, table = draw(st.sampled_from(GATES)), draw(st.sampled_from(tables))
-    history = None
-    for _ in range(draw(st.integers(0, 2))):
-        before = make_logits(draw, 5)
-        history = route(before, table=table, gate=gate, policy=policy, history=history).history
-    return Batch(
-        logits=make_logits(draw, tokens),
-        rows=draw(st.sampled_from([rows, Rows.decode(tokens)])),
-        gate=gate,
-        policy=policy,
-        history=history,
-        table=table,
-    )
-
-
-def same(got: Assignment, other: Assignment, rows: Tensor | None = None) -> bool:
-    at = slice(None) if rows is None else rows
-    return all(
-        torch.equal(getattr(got, name)[at], getattr(other, name)[at])
-        for name in ("indices", "weights", "used", "gate_mass_lost")
-    )
 
 
 @NAMES
@@ -435,40 +334,3 @@ def price(got: Assignment, plain: Assignment, objective: str) -> float:
     latency = float(got.predicted.latency_us / plain.predicted.latency_us)
     energy = float(got.predicted.energy_mj / plain.predicted.energy_mj)
     return {"latency": latency, "energy": energy, "weighted": (latency + energy) / 2}[objective]
-
-
-def test_a_schedule_reads_the_state(tables: list[CostTable]) -> None:
-    policy = Scheduled.of(POLICIES["oea"], k0=lambda state: 1 if state.stage == "hot" else None)
-    logits = torch.randn(8, E, generator=torch.Generator().manual_seed(0))
-    settings_ = {"table": tables[0], "gate": GATES[0], "policy": policy}
-    cool, hot = (route(logits, **settings_, state=SystemState(stage=s)) for s in ("cool", "hot"))
-    assert same(cool, route(logits, table=tables[0], gate=GATES[0]))
-    straight = route(logits, table=tables[0], gate=GATES[0], policy=POLICIES["oea"](k0=1))
-    assert same(hot, straight)
-    assert hot.counts.count_nonzero() < cool.counts.count_nonzero()
-
-
-def test_a_schedule_by_stage_keeps_each_policys_own_history(tables: list[CostTable]) -> None:
-    balance, prior = POLICIES["statistical_balance"](rate=0.1), POLICIES["cache_prior"](lam=0.2)
-    policy = Scheduled.by_stage(cool=balance, hot=prior)
-    history, alone = None, {"cool": None, "warm": None, "hot": None, "critical": None}
-    for step, stage in enumerate(("cool", "hot", "warm", "critical", "cool")):
-        logits = torch.randn(6, E, generator=torch.Generator().manual_seed(step))
-        state = SystemState(stage=stage)
-        common = {"table": tables[0], "gate": GATES[0]}
-        got = route(logits, **common, policy=policy, state=state, history=history)
-        part = ("cool", "warm") if stage in ("cool", "warm") else ("hot", "critical")
-        inner = balance if stage in ("cool", "warm") else prior
-        expected = route(logits, **common, policy=inner, history=alone[part[0]])
-        alone.update(dict.fromkeys(part, expected.history))
-        history = got.history
-        assert same(got, expected)
-
-
-def test_rounding_follows_its_objective(tables: list[CostTable]) -> None:
-    logits = torch.randn(12, E, generator=torch.Generator().manual_seed(4))
-    for objective in (Objective(), Objective(latency=0, energy=1), Objective(latency=0, memory=1)):
-        policy = POLICIES["tile_round"](block_m=4, q=0.6, objective=objective)
-        got = route(logits, table=tables[1], gate=GATES[0], policy=policy)
-        plain = route(logits, table=tables[1], gate=GATES[0])
-        assert got.counts.sum() < plain.counts.sum()

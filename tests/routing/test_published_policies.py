@@ -319,3 +319,18 @@ def test_what_does_not_fit_the_layer_is_refused(
     policy = TileRound(block_m=4, objective=Objective(energy=1.0))
     with pytest.raises(TableError, match="an expert at energy 0; it cannot be routed by energy"):
         route(logits, table=free, gate=GATE, policy=policy)
+
+
+def test_what_is_kept_from_serving_can_be_trained_with(
+    make_table: Callable[..., CostTable],
+) -> None:
+    table = make_table([(100.0, 1.0, 2.0), (20.0, 1.0, 2.0)] * (E // 2), K)
+    for policy in (StaticSet(kept=(0, 1, 2, 3, 4, 6)), CostBias(alpha=1.0, beta=1.0)):
+        with torch.inference_mode():
+            route(logits_of(0), table=table, gate=GATE, policy=policy)
+        logits = logits_of(1).requires_grad_()
+        got = route(logits, table=table, gate=GATE, policy=policy)
+        got.weights.square().sum().backward()
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all()
+        assert logits.grad.any()
