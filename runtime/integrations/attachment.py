@@ -76,11 +76,7 @@ def attach(
                 "its batches would be recorded and changed twice",
                 "detach the model first",
             )
-    tables = _tables_of(found, table)
-    if policy is not None:
-        for name, router in found.items():
-            check_gate_of(name, router, gate or gate_of(router))
-    return Attached(model, found, tables, policy=policy, gate=gate, keep=keep)
+    return Attached(model, found, _tables_of(found, table), policy=policy, gate=gate, keep=keep)
 
 
 def detach(model: nn.Module) -> None:
@@ -93,7 +89,6 @@ class Attached:
     """An attached model; `with attach(...) as attached:` detaches at the end.
 
     Attributes:
-        policy: What may change the choice of experts; may be replaced between calls.
         state: What the machine is doing, told to the policy; may be replaced between calls.
         batch_invariant: Route every row by itself, whatever the policy.
         tables: Prices by router module name.
@@ -109,12 +104,14 @@ class Attached:
         gate: Gate | None,
         keep: int,
     ) -> None:
-        """Hook `model` and its `routers`; see `attach`, which checks that all fits."""
-        self.policy = policy
+        """Hook `model` and its `routers`; see `attach`, which checks that the tables fit."""
         self.state = SystemState()
         self.batch_invariant = False
         self.tables = dict(tables)
+        self._routers = dict(routers)
         self._gate = gate
+        self._gates_checked = False
+        self.policy = policy
         self._recorder = Recorder(self.tables, keep=keep)
         self._history: dict[str, Any] = {}
         self._batches = 0
@@ -126,6 +123,23 @@ class Attached:
             model.register_forward_hook(_AfterModel(self), always_call=True),
             *(r.register_forward_hook(_LayerHook(self, name)) for name, r in routers.items()),
         ]
+
+    @property
+    def policy(self) -> Policy | None:
+        """What may change the choice of experts; may be replaced between calls.
+
+        Raises:
+            InputError: when set for the first time, if the gate is not the routers'.
+        """
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy | None) -> None:
+        if policy is not None and not self._gates_checked:
+            for name, router in self._routers.items():
+                check_gate_of(name, router, self._gate or gate_of(router))
+            self._gates_checked = True
+        self._policy = policy
 
     @property
     def records(self) -> list[LayerRecord]:
@@ -178,8 +192,8 @@ class Attached:
         logits, weights, indices = triple(layer, output)
         self._called = True
         batch = self._batch
-        if batch is None or batch.rows.real.numel() != logits.shape[0]:
-            batch = unknown(logits.shape[0], logits.device)
+        if batch is None or len(batch) != logits.shape[0]:
+            batch = unknown(logits)
         changed = self._route(layer, router, (logits, weights, indices), batch)
         self._recorder.add(
             layer,

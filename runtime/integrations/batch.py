@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,17 +12,43 @@ from torch import Tensor
 from costprof.routing import Rows
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """A forward call of B sequences with Q tokens each.
+    """A forward call of B sequences with Q tokens each, its B·Q rows sequence by sequence.
 
     Attributes:
         is_prefill: Whether a sequence has more than one token here, or none before it.
-        rows: The B·Q rows, sequence by sequence.
     """
 
-    is_prefill: bool
-    rows: Rows
+    def __init__(self, inputs: Tensor, mask: Tensor | None, past: int) -> None:
+        """Describe `inputs` [B, Q, …] after `past` tokens; `mask` [B, past + Q] is 0 at padding."""
+        self._sequences, self._tokens = inputs.shape[:2]
+        self._device = inputs.device
+        self._mask = mask
+        self._past = past
+        self.is_prefill = self._tokens > 1 or past == 0
+
+    def __len__(self) -> int:
+        return self._sequences * self._tokens
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The rows; made when asked for, as only policies read them."""
+        sequences, tokens, device = self._sequences, self._tokens, self._device
+        if self._mask is None:
+            real = torch.ones(sequences, tokens, dtype=torch.bool, device=device)
+            position = torch.arange(self._past, self._past + tokens, device=device)
+            position = position.expand(sequences, tokens)
+        else:
+            mask = self._mask.to(device) != 0
+            real = mask[:, -tokens:]
+            position = (mask.cumsum(dim=-1) - 1).clamp_min(0)[:, -tokens:]
+        return Rows(
+            real=real.reshape(-1),
+            sequence=torch.arange(sequences, device=device).repeat_interleave(tokens),
+            position=position.reshape(-1),
+            is_prefill=torch.full((len(self),), self.is_prefill, device=device),
+            distinct=tokens == 1,
+        )
 
 
 def describe(arguments: Mapping[str, Any]) -> Batch | None:
@@ -37,35 +63,15 @@ def describe(arguments: Mapping[str, Any]) -> Batch | None:
         inputs = arguments.get("inputs_embeds")
     if not isinstance(inputs, Tensor) or inputs.dim() < 2:
         return None
-    sequences, tokens = inputs.shape[0], inputs.shape[1]
-    device = inputs.device
     mask = arguments.get("attention_mask")
-    if not (isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= tokens):
-        mask = None
-    past = mask.shape[1] - tokens if mask is not None else _past_tokens(arguments)
-    is_prefill = tokens > 1 or past == 0
-    if mask is None:
-        real = torch.ones(sequences, tokens, dtype=torch.bool, device=device)
-        position = torch.arange(past, past + tokens, device=device).expand(sequences, tokens)
-    else:
-        mask = mask.to(device) != 0
-        real = mask[:, -tokens:]
-        position = (mask.cumsum(dim=-1) - 1).clamp_min(0)[:, -tokens:]
-    rows = Rows(
-        real=real.reshape(-1),
-        sequence=torch.arange(sequences, device=device).repeat_interleave(tokens),
-        position=position.reshape(-1),
-        is_prefill=torch.full((sequences * tokens,), is_prefill, device=device),
-        distinct=tokens == 1,
-    )
-    return Batch(is_prefill, rows)
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= inputs.shape[1]:
+        return Batch(inputs, mask, mask.shape[1] - inputs.shape[1])
+    return Batch(inputs, None, _past_tokens(arguments))
 
 
-def unknown(rows: int, device: torch.device) -> Batch:
-    """Return `rows` rows of which nothing is known: as if of one prompt, so none is changed."""
-    zeros = torch.zeros(rows, dtype=torch.int64, device=device)
-    real = torch.ones(rows, dtype=torch.bool, device=device)
-    return Batch(True, Rows(real=real, sequence=zeros, position=zeros, is_prefill=real))
+def unknown(rows: Tensor) -> Batch:
+    """Describe `rows` [T, …] of which nothing is known: as of one prompt, so none is changed."""
+    return Batch(rows.unsqueeze(0), None, 0)
 
 
 def _past_tokens(arguments: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ from costprof.costmodel.table import CostTable
 
 _PENDING = 512
 """Calls held as counts before they are priced together; one price costs about as much as 512."""
+_NOTHING = torch.zeros((), dtype=torch.float64)
 
 
 class RouterBypassedWarning(UserWarning):
@@ -75,8 +76,9 @@ class _Call:
     layer: str
     is_prefill: bool
     tokens: int
-    counts: Tensor  # [2, E] int64: as given to the experts, as the model chose
-    gate_mass_lost: Tensor  # [] float64
+    counts: Tensor  # [E] int64, as given to the experts
+    plain_counts: Tensor  # [E] int64, as the model chose
+    gate_mass_lost: Tensor | None  # [] float64
 
 
 class Recorder:
@@ -104,17 +106,15 @@ class Recorder:
     ) -> None:
         """Note that `layer` computes the experts `given` [T, k] where its model chose `chosen`."""
         n_experts = self._tables[layer].n_experts
-        counts = torch.zeros(2, n_experts, dtype=torch.int64, device=given.device)
-        both = torch.stack([given.detach().flatten(), chosen.detach().flatten()]).to(torch.int64)
-        counts.scatter_add_(1, both, torch.ones_like(both))
-        lost = torch.zeros((), dtype=torch.float64, device=given.device)
+        plain = _counts(chosen, n_experts)
         call = _Call(
             batch,
             layer,
             is_prefill,
             given.shape[0],
-            counts,
-            lost if gate_mass_lost is None else gate_mass_lost.detach(),
+            plain if given is chosen else _counts(given, n_experts),
+            plain,
+            None if gate_mass_lost is None else gate_mass_lost.detach(),
         )
         self._pending.append(call)
         if len(self._pending) >= _PENDING:
@@ -148,15 +148,24 @@ class Recorder:
         priced: list[tuple[float, ...]] = [()] * len(pending)
         for layer in {call.layer for call in pending}:
             places = [i for i, call in enumerate(pending) if call.layer == layer]
-            # A model moved to another device meanwhile leaves counts on both.
-            counts = torch.stack([pending[i].counts.cpu() for i in places])  # [N, 2, E]
+            calls = [pending[i] for i in places]
+            counts = torch.stack(  # [N, 2, E]
+                [
+                    _on_cpu([call.counts for call in calls]),
+                    _on_cpu([call.plain_counts for call in calls]),
+                ],
+                dim=1,
+            )
             cost = self._tables[layer].layer_cost(counts)
+            lost = _on_cpu(
+                [_NOTHING if c.gate_mass_lost is None else c.gate_mass_lost for c in calls]
+            )
             values = torch.cat(
                 [
                     (counts > 0).sum(-1).double(),
                     cost.latency_us,
                     cost.energy_mj,
-                    torch.stack([pending[i].gate_mass_lost.cpu() for i in places]).unsqueeze(-1),
+                    lost.unsqueeze(-1),
                 ],
                 dim=-1,
             )
@@ -185,3 +194,19 @@ class Recorder:
         sums = self._sums[call.is_prefill]
         for i, value in enumerate((1.0, active, us, mj, plain_active, plain_us, plain_mj, lost)):
             sums[i] += value
+
+
+def _counts(indices: Tensor, n_experts: int) -> Tensor:
+    """Slots per expert [E] of `indices` [T, k]; without waiting for a GPU, as bincount would."""
+    flat = indices.detach().flatten().to(torch.int64)
+    counts = torch.zeros(n_experts, dtype=torch.int64, device=flat.device)
+    return counts.scatter_add_(0, flat, torch.ones_like(flat))
+
+
+def _on_cpu(values: list[Tensor]) -> Tensor:
+    """Stack `values`, whose devices may differ where a model was moved, with one copy for each."""
+    out = torch.empty(len(values), *values[0].shape, dtype=values[0].dtype)
+    for device in {value.device for value in values}:
+        places = [i for i, value in enumerate(values) if value.device == device]
+        out[places] = torch.stack([values[i] for i in places]).cpu()
+    return out

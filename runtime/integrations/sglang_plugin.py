@@ -86,13 +86,19 @@ class Hooks:
         return args, {**kwargs, "custom_routing_function": layer}
 
     def after_select_experts(self, result: Any, *args: Any, **kwargs: Any) -> None:
-        """Count what `select_experts` returned; ids of a remapped layout are beyond its experts."""
+        """Count what `select_experts` returned; ids of shared experts are beyond the table's.
+
+        Raises:
+            InputError: the layer is not the table's.
+        """
         layer_id = kwargs.get("layer_id")
         if layer_id is None:
             return
         layer = self._served.layer(layer_id)
-        logits = kwargs["router_logits"] if "router_logits" in kwargs else args[1]
-        layer.check(logits.shape[-1], result.topk_ids.shape[-1])
+        given = dict(zip(("hidden_states", "router_logits", "topk_config"), args, strict=False))
+        given |= kwargs
+        shared: int = given["topk_config"].num_shared_topk_slots
+        layer.check(given["router_logits"].shape[-1], result.topk_ids.shape[-1] - shared)
         layer.observe(result.topk_ids)
 
 

@@ -135,8 +135,25 @@ def test_an_unknown_router_can_be_watched_but_not_changed() -> None:
     with pytest.raises(InputError, match="no policy can be attached to it"):
         attach(model, flat_table(), STRONG)
     attached = attach(model, flat_table())
+    with pytest.raises(InputError, match="no policy can be attached to it"):
+        attached.policy = STRONG
     model(torch.randn(6, 8))
     assert attached.records[0].tokens == 6
+    assert attached.policy is None
+
+
+class BiasedTopKRouter(LoneTopKRouter):
+    """A router that is given its bias with every call."""
+
+    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(x + bias)
+
+
+def test_a_router_that_needs_more_than_its_rows_is_refused_a_policy() -> None:
+    model = nn.ModuleDict({"gate": BiasedTopKRouter()})
+    with pytest.raises(InputError, match=r"needs more than its rows: .* attach without a policy"):
+        attach(model, flat_table(), STRONG)
+    attach(model, flat_table())
 
 
 class HalvedTopKRouter(LoneTopKRouter):

@@ -266,12 +266,17 @@ def test_sglang_layers_get_a_function_with_a_policy() -> None:
 def test_sglang_layers_are_watched_by_default() -> None:
     served = ServedLayers(flat_table(), None, decode())
     hooks = sglang_plugin.Hooks(served)
-    result = SimpleNamespace(topk_ids=torch.tensor([[0, 1, 2, 3]]))
+    result = SimpleNamespace(topk_ids=torch.tensor([[0, 1, 2, 3, 16]]))
+    fused = SimpleNamespace(num_shared_topk_slots=1)  # expert 16 is the shared one
     for layer_id in (3, 4, 3):
         hooks.after_select_experts(
-            result, hidden_states=None, router_logits=torch.zeros(1, 16), layer_id=layer_id
+            result, None, torch.zeros(1, 16), topk_config=fused, layer_id=layer_id
         )
     assert [each.steps for each in served.totals()] == [2, 1]
+    assert [each.active_experts for each in served.totals()] == [4.0, 4.0]
+    with pytest.raises(InputError, match="MoE layer 2 chooses 5 of 16 experts"):
+        plain = SimpleNamespace(num_shared_topk_slots=0)
+        hooks.after_select_experts(result, None, torch.zeros(1, 16), plain, layer_id=5)
 
 
 # ---- configuration and entry points ----

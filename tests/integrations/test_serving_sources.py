@@ -203,6 +203,8 @@ def test_sglangs_names_are_those_recorded(sglang: Sources) -> None:
         == names["routing_function_keywords"]
     )
     assert set(names["topk_init"]) <= set(sglang.parameters(SGLANG_TOPK, "TopK.__init__"))
+    for name in names["topk_config"]:
+        assert sglang.parameters(SGLANG_TOPK, f"TopKConfig.{name}") == ["self"]
     assert set(names["select_experts"]) <= set(sglang.parameters(SGLANG_TOPK, "select_experts"))
     assert f'"{names["entry_point_group"]}"' in sglang.text("sglang/srt/plugins/__init__.py")
     batch = "sglang/srt/model_executor/forward_batch_info.py"
