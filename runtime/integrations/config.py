@@ -86,7 +86,8 @@ def policy_named(name: str | None, parameters: Mapping[str, Any]) -> Policy | No
             f"use one of {', '.join(sorted(known))}, or null to observe",
         )
     try:
-        policy: Policy = kind(**parameters)
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()}
+        policy: Policy = kind(**given)
     except TypeError as error:
         raise InputError(
             f"policy {name} does not take these parameters: {error}",
