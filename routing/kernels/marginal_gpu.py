@@ -1,9 +1,9 @@
 """`marginal`'s decision on a GPU, one launch of one thread block.
 
 The same steps in the same arithmetic as the tensor code and `marginal.c`: gate mass in whole units,
-prices in doubles (parameters come rounded to float32, as Triton passes them). A batch of decode fits
-one block's reach: rows are walked in blocks, what the experts add up to stays in registers between
-the walks.
+prices in doubles (parameters come rounded to float32, as Triton passes them). One block is enough
+for a batch of decode: it walks the rows a few at a time, and what the experts add up to stays in
+registers between the walks.
 """
 
 from __future__ import annotations
@@ -131,8 +131,9 @@ def decide_marginal(  # type: ignore[no-untyped-def]
     )
     whole_us = tl.sum(us, axis=0) + tl.load(base)
     whole_mj = tl.sum(mj, axis=0) + tl.load(base + 1)
-    of_us = latency_weight / whole_us
-    of_mj = energy_weight / whole_mj
+    # An empty batch of a layer without a base costs nothing; nothing of it goes, either.
+    of_us = latency_weight / tl.maximum(whole_us, 1e-300)
+    of_mj = energy_weight / tl.maximum(whole_mj, 1e-300)
     own = us * of_us + mj * of_mj
     another = more_us * of_us + more_mj * of_mj
     active = (counts > 0) & expert
@@ -140,7 +141,8 @@ def decide_marginal(  # type: ignore[no-untyped-def]
     a_token = tl.sum(tl.where(active, another - own, 0.0), axis=0) / busy.to(tl.float64)
     saving = own - counts.to(tl.float64) * tl.maximum(a_token, 0.0)
     offered = active & (keepers == 0) & (saving > 0.0)
-    price = tl.where(offered, mass.to(tl.float64) / saving, float("inf"))
+    price = mass.to(tl.float64) / tl.where(offered, saving, 1.0)
+    price = tl.where(offered, price, float("inf"))
     gone = price < lam * ONE * tl.sum(real_rows, axis=0).to(tl.float64)
     if BUDGETED:
         # What all cheaper offers save: by comparing every pair, as no block sorts this well.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from costprof import routing
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
+from costprof.routing import POLICIES
 from costprof.routing.contract import Policy
 
 VARIABLE = "COSTPROF_ROUTING_CONFIG"
@@ -73,17 +73,12 @@ def policy_named(name: str | None, parameters: Mapping[str, Any]) -> Policy | No
     """
     if name is None:
         return None
-    known = {
-        key.lower(): value
-        for key, value in vars(routing).items()
-        if isinstance(value, type) and hasattr(value, "choose")
-    }
-    kind = known.get(str(name).replace("_", "").lower())
+    kind: Any = POLICIES.get(str(name))
     if kind is None:
         raise InputError(
             f"there is no policy {name!r}",
             "nothing is observed or routed",
-            f"use one of {', '.join(sorted(known))}, or null to observe",
+            f"use one of {', '.join(sorted(POLICIES))}, or null to observe",
         )
     try:
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()}
