@@ -32,7 +32,7 @@ def block_for(width: int) -> Block:
     """Return the block for `width` experts, a power of two."""
     if width <= 64:
         return Block(8, 8)
-    return Block(8, 16) if width <= 128 else Block(4, 16)
+    return Block(4, 8) if width <= 128 else Block(2, 8)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
