@@ -1,0 +1,1 @@
+"""A small real MoE language model, to judge what routing does to quality."""
