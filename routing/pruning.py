@@ -33,17 +33,16 @@ def sum_by_expert(indices: Tensor, values: Tensor, n_experts: int) -> Tensor:
     return total.scatter_add_(-1, indices.flatten(-2), values.to(torch.int64).flatten(-2))
 
 
-def protected(share: Tensor, q: float) -> Tensor:
-    """Slots [T, k] bool that a row keeps: from the first on, the fewest that hold `q` of it.
+def must_keep(plain: Selection, changeable: Tensor, real: Tensor) -> Tensor:
+    """Slots [T, k] bool whose expert stays: each row's first, and all of rows not changeable."""
+    keep = (real & ~changeable).unsqueeze(-1).expand_as(plain.indices).clone()
+    keep[:, 0] = real
+    return keep
 
-    `share` [T, k] int64 in units of 1 / `ONE`, best experts first.
-    """
-    return share.cumsum(dim=-1) - share < protected_mass(q)
 
-
-def protected_mass(q: float) -> int:
-    """Return `q` in units of 1 / `ONE`: at least one, so that the first expert stays."""
-    return max(math.ceil(q * ONE), 1)
+def slack_mass(q: float) -> int:
+    """Return what a row that keeps `q` of its mass may lose, in units of 1 / `ONE`."""
+    return math.floor((1.0 - q) * ONE)
 
 
 def drop_ranks(price: Tensor, indices: Tensor, share: Tensor, slack: int) -> Tensor:

@@ -12,7 +12,7 @@
 #define ONE ((double)((int64_t)1 << 40))
 
 typedef struct {
-    int64_t rows, experts, top_k, classes, max_tokens, protect; /* protect: units of 2^-40 */
+    int64_t rows, experts, top_k, classes, max_tokens, slack; /* slack: units of 2^-40 */
     double latency_weight, energy_weight, lam, budget;
     const double *values;       /* [(max_tokens + 1) * classes, 2] */
     const int64_t *class_index; /* [E] */
@@ -53,12 +53,11 @@ static double relative(const Problem *p, const double price[2], const double who
     return cost;
 }
 
-/* Decide which experts go: fills `gone` and returns how many. */
-static int64_t decide(const Problem *p, const int64_t *mass, const int64_t *keepers,
-                      const int64_t *counts, int64_t real_rows, const double whole[2],
-                      double *saving, Offer *offers, uint8_t *gone) {
+/* What each expert's going saves, as a share of the layer's cost. */
+static void savings(const Problem *p, const int64_t *counts, const double whole[2],
+                    double *saving) {
     double a_token = 0.0;
-    int64_t active = 0, candidates = 0, dropped = 0;
+    int64_t active = 0;
     for (int64_t e = 0; e < p->experts; e++) {
         double own[2], more[2];
         for (int column = 0; column < 2; column++) {
@@ -73,25 +72,48 @@ static int64_t decide(const Problem *p, const int64_t *mass, const int64_t *keep
     }
     if (active) a_token /= (double)active;
     if (a_token < 0.0) a_token = 0.0;
-    for (int64_t e = 0; e < p->experts; e++) {
-        saving[e] -= (double)counts[e] * a_token;
-        if (counts[e] > 0 && keepers[e] == 0 && saving[e] > 0.0) {
-            offers[candidates].price = (double)mass[e] / saving[e];
-            offers[candidates++].expert = e;
+    for (int64_t e = 0; e < p->experts; e++) saving[e] -= (double)counts[e] * a_token;
+}
+
+/* Which of the `offered` experts, cheapest first, may all go; see pruning.drop_ranks.
+ *
+ * In each of two rounds rows add up their shares by price and object to what goes beyond their
+ * slack; `state[e]` becomes 1 in the round after which expert e may go. `order` [E] is each
+ * expert's place by price; `objections` [E], `lost` [T] and `slots` [T, k] are scratch.
+ */
+static void vote(const Problem *p, const int64_t *plain, const int64_t *share,
+                 const int64_t *order, uint8_t *offered, uint8_t *state, int64_t *objections,
+                 int64_t *lost, int64_t *slots) {
+    const int64_t T = p->rows, E = p->experts, K = p->top_k;
+    memset(lost, 0, (size_t)T * sizeof(int64_t));
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t j = 0; j < K; j++) {
+            int64_t slot = t * K + j, to = slot;
+            for (; to > t * K && order[plain[slots[to - 1]]] > order[plain[slot]]; to--)
+                slots[to] = slots[to - 1];
+            slots[to] = slot;
         }
-    }
-    if (p->budget < 1.0) qsort(offers, (size_t)candidates, sizeof(Offer), by_price);
-    double saved = 0.0, fair = p->lam * ONE * (double)real_rows;
-    for (int64_t at = 0; at < candidates; at++) {
-        int64_t e = offers[at].expert;
-        int aimed = p->budget < 1.0 && saved < 1.0 - p->budget;
-        if (offers[at].price < fair || aimed) {
-            gone[e] = 1;
-            dropped++;
+    for (int round = 1; round <= 2; round++) {
+        for (int64_t at = 0; at < T * K; at++)
+            if (share[at] > 0 && lost[at / K] + share[at] > p->slack) offered[plain[at]] = 0;
+        memset(objections, 0, (size_t)E * sizeof(int64_t));
+        for (int64_t t = 0; t < T; t++) {
+            int64_t sum = lost[t];
+            for (int64_t j = t * K; j < (t + 1) * K; j++) {
+                int64_t e = plain[slots[j]];
+                if (!offered[e] || share[slots[j]] == 0) continue;
+                sum += share[slots[j]];
+                objections[e] += sum > p->slack;
+            }
         }
-        saved += saving[e];
+        for (int64_t e = 0; e < E; e++)
+            if (offered[e] && objections[e] == 0) {
+                state[e] = (uint8_t)round;
+                offered[e] = 0;
+            }
+        for (int64_t at = 0; at < T * K; at++)
+            if (state[plain[at]] == round) lost[at / K] += share[at];
     }
-    return dropped;
 }
 
 /* Give the lost slots of one row the best spare experts, by ranking; the lowest index of equals.
@@ -124,41 +146,61 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
                       const uint8_t *changeable, int64_t *indices, float *weights, uint8_t *used,
                       double *lost, int64_t *counts) {
     const int64_t T = p->rows, E = p->experts, K = p->top_k;
-    int64_t *whole_numbers = calloc((size_t)(3 * E + T * K), sizeof(int64_t));
+    int64_t *whole_numbers = calloc((size_t)(5 * E + T * (2 * K + 1)), sizeof(int64_t));
     double *saving = malloc((size_t)E * sizeof(double));
     Offer *offers = malloc((size_t)E * sizeof(Offer));
-    uint8_t *flags = calloc((size_t)(3 * E), 1);
+    uint8_t *flags = calloc((size_t)(5 * E), 1);
     int changed = -1;
     if (!whole_numbers || !saving || !offers || !flags) goto done;
-    int64_t *mass = whole_numbers, *keepers = mass + E, *after = keepers + E, *share = after + E;
-    uint8_t *gone = flags, *open = gone + E, *own = open + E;
+    int64_t *mass = whole_numbers, *keepers = mass + E, *after = keepers + E;
+    int64_t *order = after + E, *objections = order + E, *share = objections + E;
+    int64_t *row_lost = share + T * K, *slots = row_lost + T;
+    uint8_t *gone = flags, *open = gone + E, *own = open + E, *offered = own + E;
+    uint8_t *state = offered + E;
 
     int64_t real_rows = 0;
     memset(counts, 0, (size_t)E * sizeof(int64_t));
     for (int64_t t = 0; t < T; t++) {
         const float *row = scores + t * E;
-        const int64_t *slots = plain + t * K;
+        const int64_t *chosen = plain + t * K;
         int may = changeable ? changeable[t] : 1;
         if (real && !real[t]) continue;
         real_rows++;
         for (int64_t e = 0; may && e < E; e++) may = isfinite(row[e]);
         double total = 0.0;
-        for (int64_t j = 0; j < K; j++) total += (double)row[slots[j]];
+        for (int64_t j = 0; j < K; j++) total += (double)row[chosen[j]];
         if (total < 1.1754943508222875e-38) total = 1.1754943508222875e-38;
-        int64_t before = 0;
         for (int64_t j = 0; j < K; j++) {
-            int64_t e = slots[j];
+            int64_t e = chosen[j];
             int64_t part = may ? (int64_t)((double)row[e] / total * ONE) : 0;
             share[t * K + j] = part;
             mass[e] += part;
-            keepers[e] += !may || before < p->protect;
-            before += part;
+            keepers[e] += !may || j == 0;
             counts[e]++;
         }
     }
     double whole[2], then[2];
     layer_price(p, counts, whole);
-    changed = decide(p, mass, keepers, counts, real_rows, whole, saving, offers, gone) > 0;
+    savings(p, counts, whole, saving);
+    for (int64_t e = 0; e < E; e++) {
+        offered[e] = keepers[e] == 0 && saving[e] > 0.0;
+        offers[e].price = offered[e] ? (double)mass[e] / saving[e] : INFINITY;
+        offers[e].expert = e;
+    }
+    qsort(offers, (size_t)E, sizeof(Offer), by_price);
+    for (int64_t at = 0; at < E; at++) order[offers[at].expert] = at;
+    vote(p, plain, share, order, offered, state, objections, row_lost, slots);
+    double saved = 0.0, fair = p->lam * ONE * (double)real_rows;
+    changed = 0;
+    for (int round = 1; round <= 2; round++)
+        for (int64_t at = 0; at < E; at++) {
+            int64_t e = offers[at].expert;
+            if (state[e] != round) continue;
+            int aimed = p->budget < 1.0 && saved < 1.0 - p->budget;
+            gone[e] = offers[at].price < fair || aimed;
+            changed |= gone[e];
+            saved += saving[e];
+        }
     memcpy(indices, plain, (size_t)(T * K) * sizeof(int64_t));
     memcpy(weights, plain_weights, (size_t)(T * K) * sizeof(float));
     memset(used, 1, (size_t)(T * K));

@@ -17,7 +17,7 @@ from costprof.routing.kernels.terms import Terms
 class _Problem(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "experts", "top_k", "classes")),
-        *((name, ctypes.c_int64) for name in ("max_tokens", "protect")),
+        *((name, ctypes.c_int64) for name in ("max_tokens", "slack")),
         *((name, ctypes.c_double) for name in ("latency_weight", "energy_weight")),
         *((name, ctypes.c_double) for name in ("lam", "budget")),
         *((name, ctypes.c_void_p) for name in ("values", "class_index", "slope", "base")),
@@ -69,7 +69,7 @@ def decide(
         top_k,
         lookup.n_classes,
         lookup.max_tokens,
-        terms.protect,
+        terms.slack,
         terms.latency_weight,
         terms.energy_weight,
         terms.lam,

@@ -53,6 +53,17 @@ def _prices(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _spent(plain, share, round_of, t, is_row, TOP_K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What rows `t` lose of their mass by the experts that go so far."""
+    spent = (t * 0).to(tl.int64)
+    for j in tl.static_range(TOP_K):
+        e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
+        part = tl.load(share + t * TOP_K + j, mask=is_row, other=0)
+        spent += tl.where(tl.load(round_of + e, mask=is_row, other=0) > 0, part, 0)
+    return spent
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def decide_marginal(  # type: ignore[no-untyped-def]
     scores,
     ranking,
@@ -69,11 +80,15 @@ def decide_marginal(  # type: ignore[no-untyped-def]
     used,
     lost,
     counts_out,
+    share,
+    price_of,
+    offered_of,
+    round_of,
     rows,
     experts,
     classes,
     max_tokens,
-    protect,
+    slack,
     latency_weight,
     energy_weight,
     lam,
@@ -110,18 +125,19 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
             total += tl.load(scores + t * experts + e, mask=is_row, other=0.0).to(tl.float64)
         total = tl.maximum(total, 1.1754943508222875e-38)
-        before = tl.zeros([BLOCK_T], dtype=tl.int64)
         real_rows += counted.to(tl.int64)
         for j in tl.static_range(TOP_K):
             e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
             score = tl.load(scores + t * experts + e, mask=is_row, other=0.0).to(tl.float64)
             part = tl.where(may, score / total * ONE, 0.0).to(tl.int64)
+            tl.store(share + t * TOP_K + j, part, mask=is_row)
             hit = (cols[None, :] == e[:, None]) & counted[:, None]
-            keep = (before < protect) | (may == 0)
             mass += tl.sum(tl.where(hit, part[:, None], 0), axis=0)
-            keepers += tl.sum((hit & keep[:, None]).to(tl.int64), axis=0)
             counts += tl.sum(hit.to(tl.int64), axis=0)
-            before += part
+            if j == 0:
+                keepers += tl.sum(hit.to(tl.int64), axis=0)
+            else:
+                keepers += tl.sum((hit & (may == 0)[:, None]).to(tl.int64), axis=0)
 
     us, mj = _prices(
         counts, values, class_index, slope, base, experts, classes, max_tokens, BLOCK_E
@@ -143,15 +159,66 @@ def decide_marginal(  # type: ignore[no-untyped-def]
     offered = active & (keepers == 0) & (saving > 0.0)
     price = mass.to(tl.float64) / tl.where(offered, saving, 1.0)
     price = tl.where(offered, price, float("inf"))
+    tl.store(price_of + cols, price, mask=expert)
+    state = tl.zeros([BLOCK_E], dtype=tl.int32)
+    open_offers = offered
+    for vote in tl.static_range(1, 3):
+        tl.store(round_of + cols, state, mask=expert)
+        tl.debug_barrier()
+        # Experts that alone are too much for some row stay, and no longer count for others.
+        too_much = tl.zeros([BLOCK_E], dtype=tl.int32)
+        for start in range(0, rows, BLOCK_T):
+            t = start + tl.arange(0, BLOCK_T)
+            is_row = t < rows
+            spent = _spent(plain, share, round_of, t, is_row, TOP_K)
+            for j in tl.static_range(TOP_K):
+                e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
+                part = tl.load(share + t * TOP_K + j, mask=is_row, other=0)
+                over = (part > 0) & (spent + part > slack)
+                hit = (cols[None, :] == e[:, None]) & over[:, None]
+                too_much += tl.sum(hit.to(tl.int32), axis=0)
+        open_offers = open_offers & (too_much == 0)
+        tl.store(offered_of + cols, open_offers.to(tl.int32), mask=expert)
+        tl.debug_barrier()
+        # Rows add up their shares by price and object to what goes beyond their slack.
+        objections = tl.zeros([BLOCK_E], dtype=tl.int32)
+        for start in range(0, rows, BLOCK_T):
+            t = start + tl.arange(0, BLOCK_T)
+            is_row = t < rows
+            spent = _spent(plain, share, round_of, t, is_row, TOP_K)
+            for j in tl.static_range(TOP_K):
+                e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
+                own = tl.load(share + t * TOP_K + j, mask=is_row, other=0)
+                own = own * tl.load(offered_of + e, mask=is_row, other=0)
+                cost = tl.load(price_of + e, mask=is_row, other=0.0)
+                at_stake = spent
+                for i in tl.static_range(TOP_K):
+                    other = tl.load(plain + t * TOP_K + i, mask=is_row, other=0)
+                    part = tl.load(share + t * TOP_K + i, mask=is_row, other=0)
+                    part = part * tl.load(offered_of + other, mask=is_row, other=0)
+                    at = tl.load(price_of + other, mask=is_row, other=0.0)
+                    first = (at < cost) | ((at == cost) & (other <= e))
+                    at_stake += tl.where(first, part, 0)
+                objects = (own > 0) & (at_stake > slack)
+                hit = (cols[None, :] == e[:, None]) & objects[:, None]
+                objections += tl.sum(hit.to(tl.int32), axis=0)
+        goes = open_offers & (objections == 0)
+        state = tl.where(goes, vote, state)
+        open_offers = open_offers & (goes == 0)
+
+    may_go = state > 0
     gone = price < lam * ONE * tl.sum(real_rows, axis=0).to(tl.float64)
     if BUDGETED:
-        # What all cheaper offers save: by comparing every pair, as no block sorts this well.
-        cheaper = price[None, :] < price[:, None]
-        tied = (price[None, :] == price[:, None]) & (cols[None, :] < cols[:, None])
-        ahead = (cheaper | tied) & offered[None, :]
+        # What all earlier offers save: by comparing every pair, as no block sorts this well.
+        earlier = state[None, :] < state[:, None]
+        cheaper = (state[None, :] == state[:, None]) & (
+            (price[None, :] < price[:, None])
+            | ((price[None, :] == price[:, None]) & (cols[None, :] < cols[:, None]))
+        )
+        ahead = (earlier | cheaper) & may_go[None, :]
         saved = tl.sum(tl.where(ahead, saving[None, :], 0.0), axis=1)
         gone = gone | (saved < 1.0 - budget)
-    gone = gone & offered
+    gone = gone & may_go
     is_open = active & (gone == 0)
 
     after = tl.zeros([BLOCK_E], dtype=tl.int64)
@@ -255,6 +322,9 @@ def decide(
     used = torch.empty(rows, top_k, dtype=torch.bool, device=device)
     lost = torch.empty(rows, dtype=torch.float64, device=device)
     counts = torch.empty(experts, dtype=torch.int64, device=device)
+    share = torch.empty_like(plain.indices)
+    price_of = torch.empty(experts, dtype=torch.float64, device=device)
+    flags = torch.empty(2, experts, dtype=torch.int32, device=device)
     described = real is not None or changeable is not None
     width = triton.next_power_of_2(max(experts, 16))
     block = block_for(width)
@@ -275,11 +345,15 @@ def decide(
         used.view(torch.int8),
         lost,
         counts,
+        share,
+        price_of,
+        flags[0],
+        flags[1],
         rows,
         experts,
         lookup.n_classes,
         lookup.max_tokens,
-        terms.protect,
+        terms.slack,
         terms.latency_weight,
         terms.energy_weight,
         terms.lam,

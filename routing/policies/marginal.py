@@ -16,9 +16,10 @@ from costprof.routing.kernels.dispatch import Decide, compiled_decision
 from costprof.routing.kernels.terms import Terms
 from costprof.routing.pruning import (
     ONE,
+    drop_ranks,
     gate_shares,
-    protected,
-    protected_mass,
+    must_keep,
+    slack_mass,
     sum_by_expert,
 )
 from costprof.routing.reselection import replace
@@ -31,13 +32,13 @@ class Marginal:
     """Trade gate mass for layer cost, priced by the table.
 
     A batch wakes the union of its rows' experts; at decode sizes each costs nearly as much for one
-    row as for ten. Every row protects its best experts, the fewest that hold `q` of its top-k gate
-    mass. An expert that no row protects may go: what that saves is its price less what its tokens
-    cost elsewhere (the mean price of one more token to an active expert). As prices add up, the
-    set that maximises `lam · cost saved - mass lost`, both as shares (of plain top-k's cost, of all
-    real rows' gate mass), is found without a search: each expert whose mass is below `lam` times
-    its saving. For a `budget` experts go in the order of mass over saving until it is met. Rows
-    that lose an expert refill in rank order from the experts still active (as OEA does, arXiv
+    row as for ten. What an expert's going saves is its price less what its tokens cost elsewhere
+    (the mean price of one more token to an active expert). Experts are taken in the order of gate
+    mass over saving, as far as no row loses more than `1 - q` of its mass (`pruning.drop_ranks`).
+    As prices add up, `lam · cost saved - mass lost`, both as shares (of plain top-k's cost, of all
+    real rows' gate mass), is largest where each expert goes whose mass is below `lam` times its
+    saving: no search is needed. For a `budget` experts go in that order until it is met. Rows that
+    lose an expert refill in rank order from the experts still active (as OEA does, arXiv
     2511.02237). Weights of a changed row are scaled so that they sum to what its plain top-k's
     summed to.
 
@@ -107,7 +108,7 @@ class Marginal:
         # A row that is not finite must not steer the others.
         changeable = (changeable & plain.scores.isfinite().all(dim=-1)).unsqueeze(-1)
         share = gate_shares(plain).masked_fill(~changeable, 0)  # [T, k]
-        kept = (protected(share, self.q) | ~changeable) & real
+        kept = must_keep(plain, changeable.squeeze(-1), rows.real)
         sums = sum_by_expert(
             plain.indices.expand(3, -1, -1),
             torch.stack([share, kept.to(torch.int64), real.expand_as(kept).to(torch.int64)]),
@@ -115,7 +116,9 @@ class Marginal:
         )
         mass, keepers, counts = sums.unbind(0)
         saving = self._savings(table, counts)
-        gone = self._gone(mass, saving, (keepers == 0) & (counts > 0), rows.real.sum())
+        price = torch.where((keepers == 0) & (saving > 0.0), mass / saving, torch.inf)
+        rank = drop_ranks(price, plain.indices, share, slack_mass(self.q))
+        gone = self._gone(price, saving, rank, rows.real.sum())
 
         lost = gone[plain.indices]
         chosen = replace(plain, lost, (counts > 0) & ~gone)
@@ -140,7 +143,7 @@ class Marginal:
                 self._energy_weight,
                 self.lam,
                 self.budget,
-                protected_mass(self.q),
+                slack_mass(self.q),
             ),
             real=None if rows.decode_only else real,
             changeable=changeable,
@@ -170,17 +173,16 @@ class Marginal:
         saving: Tensor = own - counts * a_token.clamp_min(0.0)
         return saving
 
-    def _gone(self, mass: Tensor, saving: Tensor, may_go: Tensor, rows: Tensor) -> Tensor:
-        """Which experts go, [E] bool, given what of their mass [E] int64 who loses."""
-        price = mass / saving
-        price = torch.where(may_go & (saving > 0.0), price, torch.inf)
+    def _gone(self, price: Tensor, saving: Tensor, rank: Tensor, rows: Tensor) -> Tensor:
+        """Which experts go, [E] bool, of those whose `rank` says that they may."""
+        may = rank < rank.numel()
         gone = price < self.lam * ONE * rows
         if self.budget < 1.0:
-            order = torch.argsort(price, stable=True)
-            saved = saving.clamp_min(0.0)[order]
+            order = torch.argsort(rank, stable=True)
+            saved = (saving * may)[order]
             unmet = saved.cumsum(0) - saved < 1.0 - self.budget
             gone = gone | torch.zeros_like(gone).scatter_(0, order, unmet)
-        return gone & price.isfinite()
+        return gone & may
 
     def _relative(self, price: LayerCost, whole: LayerCost | None = None) -> Tensor:
         """Cost by the objective, in shares of `whole`, or of the last of several `price`s."""

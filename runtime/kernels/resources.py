@@ -44,11 +44,12 @@ _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 _DECISION = {
     **dict.fromkeys(("scores", "ranking", "plain_weights", "weights"), "*fp32"),
-    **dict.fromkeys(("plain", "class_index", "indices", "counts_out"), "*i64"),
+    **dict.fromkeys(("plain", "class_index", "indices", "counts_out", "share"), "*i64"),
     **dict.fromkeys(("real", "changeable", "used"), "*i8"),
-    **dict.fromkeys(("values", "slope", "base", "lost"), "*fp64"),
+    **dict.fromkeys(("values", "slope", "base", "lost", "price_of"), "*fp64"),
+    **dict.fromkeys(("offered_of", "round_of"), "*i32"),
     **dict.fromkeys(("rows", "experts", "classes", "max_tokens"), "i32"),
-    "protect": "i64",
+    "slack": "i64",
     **dict.fromkeys(("latency_weight", "energy_weight", "lam", "budget"), "fp32"),
 }
 _STORED = {"none": None, "int8": "*i8", "int4": "*u8", "fp8": "*fp8e4nv"}

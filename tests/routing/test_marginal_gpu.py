@@ -42,7 +42,7 @@ def test_it_decides_as_c_does(
     generator = torch.Generator().manual_seed(tokens)
     logits = torch.randn(tokens, E, generator=generator) * 2
     plain = select(logits, Gate(top_k=4))
-    terms = Terms(1.0 - energy, energy, lam, budget, max(math.ceil(q * ONE), 1))
+    terms = Terms(1.0 - energy, energy, lam, budget, math.floor((1.0 - q) * ONE))
     real = changeable = None
     if described:
         rows = Rows.decode(tokens)
