@@ -21,6 +21,7 @@ from costprof.routing import (
     Fewer,
     Gate,
     Lynx,
+    Marginal,
     Objective,
     Prune,
     Rows,
@@ -45,6 +46,8 @@ POLICIES = [
     Prune(off=(1,)),
     Prune(share=0.3),
     TileRound(block_m=4, objective=EVERY),
+    Marginal(lam=1.0, q=0.5),
+    Marginal(budget=0.7, q=0.3, objective="weighted"),
     StaticSet(kept=(0, 1, 2, 3, 4, 5, 6, 7)),
 ]
 GATES = [Gate(top_k=4), Gate(top_k=3, score="sigmoid", n_group=4, topk_group=2)]
