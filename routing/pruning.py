@@ -27,6 +27,20 @@ def gate_shares(plain: Selection) -> Tensor:
     return (scores / total * ONE).to(torch.int64)
 
 
+def net_shares(plain: Selection, awake: Tensor) -> Tensor:
+    """What a row really gives up with each slot, [T, k] int64 in units of 1 / `ONE`.
+
+    The share of the slot's expert less that of the best expert it would get instead: of those
+    `awake` [E] in the batch that it does not have and the gate allows. At least 0.
+    """
+    closed = (plain.ranking == -torch.inf) | ~awake
+    closed = closed.scatter(-1, plain.indices, True)
+    instead = plain.scores.masked_fill(closed, 0.0).amax(dim=-1, keepdim=True).double()
+    scores = plain.scores.gather(-1, plain.indices).double()
+    total = scores.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((scores - instead).clamp_min(0.0) / total * ONE).to(torch.int64)
+
+
 def sum_by_expert(indices: Tensor, values: Tensor, n_experts: int) -> Tensor:
     """Sum of integer `values` [..., T, k] over the slots of each expert, [..., E] int64."""
     total = torch.zeros(*indices.shape[:-2], n_experts, dtype=torch.int64, device=indices.device)

@@ -174,9 +174,30 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
             int64_t e = chosen[j];
             int64_t part = may ? (int64_t)((double)row[e] / total * ONE) : 0;
             share[t * K + j] = part;
-            mass[e] += part;
             keepers[e] += !may || j == 0;
             counts[e]++;
+        }
+    }
+    /* What rows lose net of the best expert they would get instead: pruning.net_shares. */
+    for (int64_t t = 0; t < T; t++) {
+        const float *row = scores + t * E, *rank = ranking + t * E;
+        const int64_t *chosen = plain + t * K;
+        if (share[t * K] == 0) continue; /* not real, or not changeable */
+        double total = 0.0;
+        for (int64_t j = 0; j < K; j++) {
+            total += (double)row[chosen[j]];
+            own[chosen[j]] = 1;
+        }
+        if (total < 1.1754943508222875e-38) total = 1.1754943508222875e-38;
+        float instead = 0.0f;
+        for (int64_t e = 0; e < E; e++) {
+            float open_score = counts[e] > 0 && !own[e] && rank[e] > -INFINITY ? row[e] : 0.0f;
+            instead = open_score > instead ? open_score : instead;
+        }
+        for (int64_t j = 0; j < K; j++) {
+            double less = (double)row[chosen[j]] - (double)instead;
+            if (less > 0.0) mass[chosen[j]] += (int64_t)(less / total * ONE);
+            own[chosen[j]] = 0;
         }
     }
     double whole[2], then[2];

@@ -132,12 +132,37 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             part = tl.where(may, score / total * ONE, 0.0).to(tl.int64)
             tl.store(share + t * TOP_K + j, part, mask=is_row)
             hit = (cols[None, :] == e[:, None]) & counted[:, None]
-            mass += tl.sum(tl.where(hit, part[:, None], 0), axis=0)
             counts += tl.sum(hit.to(tl.int64), axis=0)
             if j == 0:
                 keepers += tl.sum(hit.to(tl.int64), axis=0)
             else:
                 keepers += tl.sum((hit & (may == 0)[:, None]).to(tl.int64), axis=0)
+
+    # What rows lose net of the best expert they would get instead: pruning.net_shares.
+    tl.debug_barrier()
+    for start in range(0, rows, BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)
+        is_row = t < rows
+        inside = is_row[:, None] & expert[None, :]
+        place = t[:, None] * experts + cols[None, :]
+        rank = tl.load(ranking + place, mask=inside, other=-float("inf"))
+        closed = (rank == -float("inf")) | (counts == 0)[None, :]
+        total = tl.zeros([BLOCK_T], dtype=tl.float64)
+        for j in tl.static_range(TOP_K):
+            e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
+            closed = closed | (cols[None, :] == e[:, None])
+            total += tl.load(scores + t * experts + e, mask=is_row, other=0.0).to(tl.float64)
+        total = tl.maximum(total, 1.1754943508222875e-38)
+        row = tl.load(scores + place, mask=inside, other=0.0)
+        instead = tl.max(tl.where(closed, 0.0, row), axis=1).to(tl.float64)
+        changes = is_row & (tl.load(share + t * TOP_K, mask=is_row, other=0) > 0)
+        for j in tl.static_range(TOP_K):
+            e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
+            score = tl.load(scores + t * experts + e, mask=is_row, other=0.0).to(tl.float64)
+            less = tl.maximum(score - instead, 0.0) / total * ONE
+            part = tl.where(changes, less, 0.0).to(tl.int64)
+            hit = cols[None, :] == e[:, None]
+            mass += tl.sum(tl.where(hit, part[:, None], 0), axis=0)
 
     us, mj = _prices(
         counts, values, class_index, slope, base, experts, classes, max_tokens, BLOCK_E

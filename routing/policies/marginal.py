@@ -19,6 +19,7 @@ from costprof.routing.pruning import (
     drop_ranks,
     gate_shares,
     must_keep,
+    net_shares,
     slack_mass,
     sum_by_expert,
 )
@@ -33,11 +34,14 @@ class Marginal:
 
     A batch wakes the union of its rows' experts; at decode sizes each costs nearly as much for one
     row as for ten. What an expert's going saves is its price less what its tokens cost elsewhere
-    (the mean price of one more token to an active expert). Experts are taken in the order of gate
-    mass over saving, as far as no row loses more than `1 - q` of its mass (`pruning.drop_ranks`).
-    As prices add up, `lam · cost saved - mass lost`, both as shares (of plain top-k's cost, of all
-    real rows' gate mass), is largest where each expert goes whose mass is below `lam` times its
-    saving: no search is needed. For a `budget` experts go in that order until it is met. Rows that
+    (the mean price of one more token to an active expert). What it costs is the gate mass its rows
+    lose by it, less what they get from the next best expert that is awake (`pruning.net_shares`):
+    where the next one is nearly as good, little is lost. Experts are taken in the order of that
+    net mass over saving, as far as no row loses more than `1 - q` of its mass
+    (`pruning.drop_ranks`). As prices add up, `lam · cost saved - net mass lost`, both as shares (of
+    plain top-k's cost, of all real rows' gate mass), is largest where each expert goes whose net
+    mass is below `lam` times its saving, counting each row's first replacement only: no search is
+    needed. For a `budget` experts go in that order until it is met. Rows that
     lose an expert refill in rank order from the experts still active (as OEA does, arXiv
     2511.02237). Weights of a changed row are scaled so that they sum to what its plain top-k's
     summed to.
@@ -51,7 +55,7 @@ class Marginal:
     waits for the device or has a shape that depends on values, so it can be captured in a graph.
 
     Args:
-        lam: Gate mass, as a share, one would give for the layer's whole cost; 0 gives none freely.
+        lam: Net gate mass, as a share, one would give for the layer's whole cost; 0 gives none.
         budget: Cost aimed at, as a share of plain top-k's; where the bound `q` forbids reaching
             it, all goes that may. 1 is no aim.
         q: Share of its gate mass every row keeps, in [0, 1].
@@ -110,11 +114,13 @@ class Marginal:
         share = gate_shares(plain).masked_fill(~changeable, 0)  # [T, k]
         kept = must_keep(plain, changeable.squeeze(-1), rows.real)
         sums = sum_by_expert(
-            plain.indices.expand(3, -1, -1),
-            torch.stack([share, kept.to(torch.int64), real.expand_as(kept).to(torch.int64)]),
+            plain.indices.expand(2, -1, -1),
+            torch.stack([kept.to(torch.int64), real.expand_as(kept).to(torch.int64)]),
             n_experts,
         )
-        mass, keepers, counts = sums.unbind(0)
+        keepers, counts = sums.unbind(0)
+        net = net_shares(plain, counts > 0).masked_fill(~changeable, 0)
+        mass = sum_by_expert(plain.indices, net, n_experts)
         saving = self._savings(table, counts)
         price = torch.where((keepers == 0) & (saving > 0.0), mass / saving, torch.inf)
         rank = drop_ranks(price, plain.indices, share, slack_mass(self.q))
