@@ -10,6 +10,7 @@ import typer
 from costprof.cli.console import error_line
 from costprof.cli.doctor import doctor
 from costprof.cli.evaluate import evaluate
+from costprof.cli.explain import explain
 from costprof.cli.fit import fit
 from costprof.cli.ingest import ingest
 from costprof.cli.inspect import inspect
@@ -41,6 +42,7 @@ app.command()(predict)
 app.command()(evaluate)
 app.command()(report)
 app.command()(route)
+app.command()(explain)
 
 
 def main() -> None:

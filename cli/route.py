@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from costprof.cli.console import print_json
 from costprof.core.errors import InputError
-
-if TYPE_CHECKING:
-    from costprof.cli.route_run import Settings
-    from costprof.routing.contract import Policy
 
 
 def route(
@@ -27,11 +23,21 @@ def route(
     batches: Annotated[int, typer.Option(help="Batches.")] = 8,
     repeats: Annotated[int, typer.Option(help="Timed passes over all batches.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of weights, router and batches.")] = 0,
-    policy: Annotated[str, typer.Option(help="marginal or topk.")] = "marginal",
-    objective: Annotated[str, typer.Option(help="latency, energy or weighted.")] = "latency",
-    lam: Annotated[float, typer.Option(help="Gate mass given for the layer's whole cost.")] = 0.5,
-    budget: Annotated[float, typer.Option(help="Cost aimed at, as a share of top-k's.")] = 1.0,
-    q: Annotated[float, typer.Option(help="Share of its gate mass every token keeps.")] = 0.7,
+    policy: Annotated[
+        str, typer.Option(help="topk, fewer, skip, oea, budget, marginal …; see docs/routing.md.")
+    ] = "marginal",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A parameter of the policy, as name=value; repeatable."),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Recorded router logits (.safetensors or .npz) instead of made-up ones."),
+    ] = None,
+    objective: Annotated[str | None, typer.Option(help="As --set objective=.")] = None,
+    lam: Annotated[float | None, typer.Option(help="As --set lam=.")] = None,
+    budget: Annotated[float | None, typer.Option(help="As --set budget=.")] = None,
+    q: Annotated[float | None, typer.Option(help="As --set q=.")] = None,
     skew: Annotated[float, typer.Option(help="Zipf exponent of expert popularity.")] = 0.5,
     adapt: Annotated[bool, typer.Option(help="Show test-time adaptation as well.")] = True,
     measure: Annotated[bool, typer.Option(help="Run the layer and time it.")] = True,
@@ -43,7 +49,7 @@ def route(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Compare plain top-k with a policy on made-up batches: predicted, and measured here."""
+    """Compare plain top-k with a policy on made-up batches or a trace: predicted, measured here."""
     for name, value in (
         ("tokens", tokens),
         ("batches", batches),
@@ -61,52 +67,47 @@ def route(
         )
     if not 0 <= seed < 2**63:
         raise InputError(f"--seed is {seed}", "nothing was routed", "use 0 … 2^63 - 1")
+    from costprof.cli.policies import read_settings
     from costprof.cli.route_run import Settings, run_comparison
 
-    settings = Settings(
+    short = {"objective": objective, "lam": lam, "budget": budget, "q": q}
+    given = [f"{name}={value}" for name, value in short.items() if value is not None]
+    parameters = read_settings(policy, [*given, *(settings or [])])
+    goal = parameters.get("objective")
+    chosen = Settings(
         table=table,
         moe=moe,
         tokens=tokens,
         batches=batches,
         repeats=repeats,
         seed=seed,
-        policy=_policy(policy, objective=objective, lam=lam, budget=budget, q=q),
-        policy_name=policy,
-        objective="energy" if objective == "energy" else "latency",
-        weighted=objective == "weighted",
+        policy=policy,
+        parameters=parameters,
+        trace=trace,
+        objective="energy" if goal == "energy" else "latency",
+        weighted=goal == "weighted",
         skew=skew,
         adapt=adapt,
         measure=measure,
         threads=threads,
         allow_device_mismatch=allow_device_mismatch,
     )
-    result = run_comparison(settings)
+    result = run_comparison(chosen)
     if as_json:
         print_json(result)
     else:
-        _print_table(settings, result)
+        _print_table(result)
 
 
-def _policy(name: str, **parameters: Any) -> Policy:
-    from costprof.routing import Marginal, TopK
-
-    if name not in ("marginal", "topk"):
-        raise InputError(
-            f"policy {name!r} is unknown", "nothing was routed", "use marginal or topk"
-        )
-    marginal = Marginal(**parameters)  # checked also where it is not used
-    return marginal if name == "marginal" else TopK()
-
-
-def _print_table(settings: Settings, result: dict[str, Any]) -> None:
+def _print_table(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{result['moe']}: {settings.tokens} tokens, {settings.batches} batches")
+    table = Table(title=f"{result['moe']}: {result['tokens']} tokens, {result['batches']} batches")
     table.add_column("")
     for variant in result["variants"]:
         table.add_column(variant["name"].replace(" + ", "\n+ "), justify="right")
-    for title, key, form in _lines(settings, result):
+    for title, key, form in _lines(result):
         table.add_row(title, *(_cell(variant.get(key), form) for variant in result["variants"]))
     console = Console()
     if not console.is_terminal:  # a pipe has no width to fit
@@ -116,7 +117,7 @@ def _print_table(settings: Settings, result: dict[str, Any]) -> None:
         console.print(f"- {note}", soft_wrap=True, highlight=False)
 
 
-def _lines(settings: Settings, result: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _lines(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Title, key and format of each line of the table."""
     source = ", ".join(result["energy_sources"])
     lines = [
@@ -132,7 +133,7 @@ def _lines(settings: Settings, result: dict[str, Any]) -> list[tuple[str, str, s
             ("measured routing µs, warm", "measured_routing_us", "{:.0f}"),
             ("measured layer / top-k's\n(p25-p75)", "measured_ratio", "{:.3f}"),
         ]
-    if settings.adapt:
+    if result["adaptation"] is not None:
         lines.append(("measured adapting µs, extra\n(p25-p75)", "measured_adapt_us", "{:.0f}"))
     return lines
 

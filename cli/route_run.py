@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,21 +16,17 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from costprof.cli.policies import make_policy, parameters_of
+from costprof.cli.route_batches import made_up, price_table, recorded
 from costprof.core.device import DeviceFingerprint, detect_device
 from costprof.core.errors import InputError
-from costprof.costmodel.compatibility import TableDriftWarning
 from costprof.costmodel.table import CostTable
 from costprof.routing import Gate, TopK
-from costprof.routing.contract import Policy
 from costprof.runtime import comparison
 from costprof.runtime.adapt import AdaptConfig, AdaptState
 from costprof.runtime.comparison import Decided, Measured, Variant
-from costprof.runtime.experts import DTYPES
 from costprof.runtime.moe import MoELayer
 from costprof.runtime.synthetic import Workload
-
-DEFAULT_MOE = "Qwen3-30B-A3B"
-"""Whose shipped predictions are routed by where no table is named."""
 
 _MEMORY_SHARE = 0.8
 
@@ -46,8 +41,9 @@ class Settings:
     batches: int
     repeats: int
     seed: int
-    policy: Policy
-    policy_name: str
+    policy: str
+    parameters: dict[str, Any]
+    trace: Path | None
     objective: Literal["latency", "energy"]
     weighted: bool
     skew: float
@@ -68,23 +64,36 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
     if settings.table is None:
         # Predictions of another device are no reason to run a layer here.
         settings = dataclasses.replace(settings, measure=False)
-    table = _table(settings)
+    if settings.trace is not None:
+        # Logits alone: there is nothing to run, and no prompt to keep out of adaptation.
+        settings = dataclasses.replace(settings, measure=False, adapt=False)
+    table = price_table(
+        settings.table, settings.moe, allow_device_mismatch=settings.allow_device_mismatch
+    )
     threads = settings.threads or table.manifest.threads
     if threads is not None:
         torch.set_num_threads(min(threads, os.cpu_count() or 1))
     gate = Gate(top_k=table.moe.top_k)
     device = _device(table)
-    expert = table.expert_class(0)
     generator = torch.Generator().manual_seed(settings.seed)
-    router = workload.router(table.n_experts, expert.d_model, generator).to(device)
-    dtype = DTYPES[expert.dtype]
-    batches = [
-        workload.batch(settings.tokens, expert.d_model, generator).to(device, dtype)
-        for _ in range(settings.batches)
-    ]
+    if settings.trace is None:
+        batches = made_up(
+            workload,
+            table,
+            tokens=settings.tokens,
+            batches=settings.batches,
+            generator=generator,
+            device=device,
+        )
+    else:
+        batches = recorded(settings.trace, table)
+    logits = batches.logits
+    policy = make_policy(
+        settings.policy, settings.parameters, table=table, gate=gate, batches=logits
+    )
     variants = [
         Variant(name="top-k", policy=TopK()),
-        Variant(name=settings.policy_name, policy=settings.policy),
+        Variant(name=settings.policy, policy=policy),
     ]
     if settings.adapt:
         variants += [
@@ -92,8 +101,7 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
             for variant in tuple(variants)
         ]
     with torch.inference_mode():
-        logits = [torch.nn.functional.linear(x, router.to(dtype)) for x in batches]
-        offsets = [torch.zeros(table.n_experts, device=device)] * settings.batches
+        offsets = [torch.zeros(table.n_experts, device=logits[0].device)] * len(logits)
         adapt_us: list[float] = []
         state: AdaptState | None = None
         if settings.adapt:
@@ -102,7 +110,7 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
                 logits, config=config, table=table, gate=gate
             )
         decided = [
-            comparison.decide(variant, logits, offsets, table=table, gate=gate)
+            comparison.decide(variant, logits, offsets, table=table, gate=gate, rows=batches.rows)
             for variant in variants
         ]
         rows = [
@@ -110,19 +118,24 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
             for variant, each in zip(variants, decided, strict=True)
         ]
         present = detect_device("cpu" if device.type == "cpu" else None)
-        if settings.measure:
+        if settings.measure and batches.router is not None and batches.hidden is not None:
             _check_memory(table, device)
-            layer = MoELayer.random(router, gate=gate, table=table, generator=generator)
-            _add_measured(rows, variants, layer, batches, offsets, settings, present)
+            layer = MoELayer.random(batches.router, gate=gate, table=table, generator=generator)
+            histories = [each.histories for each in decided]
+            _add_measured(
+                rows, variants, layer, batches.hidden, offsets, histories, settings, present
+            )
     return {
         "moe": table.moe.name,
         "experts": table.n_experts,
         "top_k": table.moe.top_k,
-        "tokens": settings.tokens,
-        "batches": settings.batches,
+        "tokens": logits[0].shape[0],
+        "batches": len(logits),
+        "trace": None if settings.trace is None else str(settings.trace),
         "repeats": settings.repeats if settings.measure else 0,
         "seed": settings.seed,
-        "policy": settings.policy_name,
+        "policy": settings.policy,
+        "parameters": parameters_of(policy),
         "table_device": table.manifest.device.name,
         "threads": torch.get_num_threads(),
         "measured_device": present.name if settings.measure else None,
@@ -132,16 +145,6 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
         "variants": rows,
         "notes": _notes(table, settings, workload, present, state),
     }
-
-
-def _table(settings: Settings) -> CostTable:
-    if settings.table is not None:
-        return CostTable.load(
-            settings.table, moe=settings.moe, allow_device_mismatch=settings.allow_device_mismatch
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TableDriftWarning)  # a note says it
-        return CostTable.shipped(settings.moe or DEFAULT_MOE)
 
 
 def _predicted(variant: Variant, decided: Decided, adapt_us: list[float]) -> dict[str, Any]:
@@ -162,16 +165,24 @@ def _add_measured(
     layer: MoELayer,
     batches: list[torch.Tensor],
     offsets: list[torch.Tensor],
+    histories: list[list[Any]],
     settings: Settings,
     present: DeviceFingerprint,
 ) -> None:
     evict = comparison.evictor(present.cache_bytes, batches[0].device)
     with _progress(settings.repeats * len(batches)) as tick:
         measured = comparison.measure(
-            variants, layer, batches, offsets, repeats=settings.repeats, evict=evict, tick=tick
+            variants,
+            layer,
+            batches,
+            offsets,
+            histories,
+            repeats=settings.repeats,
+            evict=evict,
+            tick=tick,
         )
-    for row, variant, each in zip(rows, variants, measured, strict=True):
-        differences = comparison.output_differences(variant, layer, batches, offsets)
+    for row, variant, each, given in zip(rows, variants, measured, histories, strict=True):
+        differences = comparison.output_differences(variant, layer, batches, offsets, given)
         row["output_difference"] = fmean(differences)
         row["measured_layer_us"] = _spread(each.layer_us)
         row["measured_routing_us"] = _spread(each.routing_us)["median"]
@@ -210,10 +221,20 @@ def _notes(
     notes = [
         f"Predicted: mean over batches, by a table of {table.manifest.device.name}; "
         "energy is active energy.",
-        f"Router and batches are made up: popularity Zipf {workload.skew:g}, logits spread "
-        f"{workload.spread:g}, {workload.topics} topics; weights are random, so the output "
-        "difference says nothing about a model's quality.",
     ]
+    if settings.trace is None:
+        notes.append(
+            f"Router and batches are made up: popularity Zipf {workload.skew:g}, logits spread "
+            f"{workload.spread:g}, {workload.topics} topics; weights are random, so the output "
+            "difference says nothing about a model's quality."
+        )
+    else:
+        notes.append(
+            f"Logits are those of {settings.trace}, replayed in order under a softmax gate; "
+            "padding counts for nothing, and nothing was run or adapted."
+        )
+    if settings.policy == "static_optimal" and "kept" not in settings.parameters:
+        notes.append("The static set was chosen for these very batches, known in advance.")
     if settings.table is None:
         notes.append(
             "No table was named: prices are the predictions that come with costprof, fitted to "

@@ -15,13 +15,16 @@ from torch import Tensor
 from costprof.costmodel.curves import ClassCurves
 from costprof.costmodel.manifest import Composition
 
+COLUMNS = ("latency_us", "energy_mj")
+"""What the two columns of a price are."""
+
 
 @dataclass(frozen=True, slots=True)
 class DenseLookup:
     """Prices of `E` experts in `C` classes at 0 … `max_tokens`; beyond, linear.
 
     Attributes:
-        values: [(max_tokens + 1) · C, 2] latency_us and energy_mj, layer scales applied; row
+        values: [(max_tokens + 1) · C, 2], `COLUMNS`, layer scales applied; row
             `n · C + c` is class `c` at `n` tokens.
         class_index: [E] int64, class of each expert.
         slope: [E, 2] price of each token beyond `max_tokens`.
@@ -39,6 +42,12 @@ class DenseLookup:
         """Return the lookup with all tensors on `device`."""
         tensors = {name: getattr(self, name).to(device) for name in _TENSORS}
         return dataclasses.replace(self, **tensors)
+
+    def priced(self) -> frozenset[str]:
+        """Return which parts of a price are finite and above 0 for every class and count."""
+        busy = self.values[self.n_classes :]
+        good = (busy.isfinite() & (busy > 0.0)).all(dim=0).tolist()
+        return frozenset(name for name, each in zip(COLUMNS, good, strict=True) if each)
 
     def experts(self, counts: Tensor) -> Tensor:
         """Return prices [..., E, 2] of integer `counts` [..., E]; negative ones price as 0."""

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,13 +36,17 @@ from costprof.costmodel.table_calibration import (
 )
 from costprof.costmodel.tablefile import read_table, write_table
 
+Quantity = Literal["latency_us", "energy_mj"]
+
 __all__ = [
     "TABLE_SCHEMA",
     "ConfigChoice",
     "CostTable",
+    "ExpertConstants",
     "ExpertCost",
     "LayerCost",
     "Observation",
+    "Quantity",
     "write_table",
 ]
 
@@ -72,6 +77,20 @@ class LayerCost:
     energy_mj: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertConstants:
+    """What of each expert does not depend on its tokens; both [E] float64.
+
+    Attributes:
+        weight_bytes: Stored bytes of its weights.
+        heat_c_per_mj: Modelled rise in temperature, kelvin per mJ it takes; 0 where its energy is
+            not known.
+    """
+
+    weight_bytes: Tensor
+    heat_c_per_mj: Tensor
+
+
 class CostTable:
     """Prices of the experts of one MoE on one device.
 
@@ -100,7 +119,9 @@ class CostTable:
             )
         self._classes = read_classes(rows, self.moe.class_of_expert)
         self._lookups: dict[torch.device, DenseLookup] = {}
+        self._constants: dict[torch.device, ExpertConstants] = {}
         self._lookup = build_lookup(self._classes, self.moe.class_of_expert, manifest.compositions)
+        self._priced = self._lookup.priced()
         self.n_experts = len(self.moe.class_of_expert)
         self.expert_weight_bytes = torch.tensor(
             [expert_weight_bytes(self.expert_class(e)) for e in range(self.n_experts)],
@@ -230,12 +251,44 @@ class CostTable:
         """
         return self._classes[self._class_id(expert)].kernel
 
+    def expert_constants(self, device: torch.device | str) -> ExpertConstants:
+        """Return bytes and heat of all experts on `device`; kept there after the first call."""
+        device = torch.device(device)
+        if device not in self._constants:
+            heat = {}
+            for expert, class_id in enumerate(self.moe.class_of_expert):
+                if class_id not in heat:
+                    cost = self.cost(expert, 1)
+                    known = cost.energy_mj > 0 and np.isfinite(cost.temp_rise_c)
+                    heat[class_id] = cost.temp_rise_c / cost.energy_mj if known else 0.0
+            of_expert = [heat[class_id] for class_id in self.moe.class_of_expert]
+            with torch.inference_mode(False):  # kept, and maybe needed with gradients later
+                self._constants[device] = ExpertConstants(
+                    weight_bytes=self.expert_weight_bytes.to(device),
+                    heat_c_per_mj=torch.tensor(of_expert, dtype=torch.float64, device=device),
+                )
+        return self._constants[device]
+
     def expert_costs(self, counts: Tensor) -> LayerCost:
         """Return what each expert adds to a layer: [..., E] for integer `counts` [..., E].
 
         0 where the count is 0. The layer's base is not in it.
         """
         return _split(self._lookup_for(counts, integer=True).experts(counts))
+
+    def check_priced(self, quantities: Sequence[Quantity]) -> None:
+        """Check that every price has these parts, finite and above 0, as found when it was loaded.
+
+        Raises:
+            TableError: a part is missing.
+        """
+        for name in quantities:
+            if name not in self._priced:
+                raise TableError(
+                    f"the table has prices whose {name} is 0 or not finite",
+                    f"nothing can be routed by {name}",
+                    "use another objective or a table that measured it",
+                )
 
     def layer_cost(self, counts: Tensor) -> LayerCost:
         """Return the price [...] of a layer whose expert `e` gets `counts[..., e]` tokens.
@@ -288,6 +341,14 @@ class CostTable:
         only = ran.pop() if len(ran) == 1 else ""
         return Prediction(only, layer.latency_us.item(), layer.energy_mj.item())
 
+    def lookup(self, device: torch.device) -> DenseLookup:
+        """Return all prices as tensors on `device`, copied there once."""
+        if device == self._lookup.values.device:
+            return self._lookup
+        if device not in self._lookups:
+            self._lookups[device] = self._lookup.to(device)
+        return self._lookups[device]
+
     def _class_id(self, expert: int) -> str:
         if not 0 <= expert < self.n_experts:
             raise InputError(
@@ -311,11 +372,7 @@ class CostTable:
                 "they cannot be priced",
                 f"give {'integers' if integer else 'floating-point numbers'} here",
             )
-        if counts.device == self._lookup.values.device:
-            return self._lookup
-        if counts.device not in self._lookups:
-            self._lookups[counts.device] = self._lookup.to(counts.device)
-        return self._lookups[counts.device]
+        return self.lookup(counts.device)
 
 
 def _on_cpu(manifest: Manifest) -> bool:

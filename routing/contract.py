@@ -8,6 +8,7 @@ T is rows of a batch, E experts of the layer, k the gate's top_k.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -123,6 +124,11 @@ class Rows:
             distinct=True,
         )
 
+    @property
+    def decode_only(self) -> bool:
+        """Whether these are `undescribed` rows, of which nothing need be looked up."""
+        return self is undescribed(self.real.shape[0], self.real.device)
+
     def lone_decode(self) -> Tensor:
         """[T] bool: real decode rows that are the only real row of their sequence in the batch.
 
@@ -131,11 +137,15 @@ class Rows:
         """
         if self.distinct:
             return self.real & ~self.is_prefill
-        _, inverse = torch.unique(self.sequence, return_inverse=True)
-        companions = torch.zeros_like(self.sequence).scatter_add_(
-            0, inverse, self.real.to(torch.int64)
-        )
-        return self.real & ~self.is_prefill & (companions[inverse] == 1)
+        # Runs of one sequence, counted without a shape that depends on data (as unique's would).
+        order = torch.argsort(self.sequence, stable=True)
+        ordered = self.sequence[order]
+        starts = torch.ones_like(self.real)
+        starts[1:] = ordered[1:] != ordered[:-1]
+        run = starts.cumsum(0) - 1
+        companions = torch.zeros_like(run).scatter_add_(0, run, self.real[order].to(run.dtype))
+        alone = torch.empty_like(self.real).scatter_(0, order, companions[run] == 1)
+        return self.real & ~self.is_prefill & alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +170,8 @@ class Selection:
         used: [T, k] bool, False for slots that hold no expert (their weight is 0).
         gate_mass_lost: [T] float64, the share of its own top-k scores a row gave up. Experts it
             received instead do not count as a gain.
+        counts: [E] int64, used slots per expert in real rows, where whoever chose knows them. The
+            slots that are not used then point at an expert that is.
     """
 
     scores: Tensor
@@ -168,6 +180,17 @@ class Selection:
     weights: Tensor
     used: Tensor
     gate_mass_lost: Tensor
+    counts: Tensor | None = None
+
+
+@functools.lru_cache(maxsize=64)
+def undescribed(tokens: int, device: torch.device) -> Rows:
+    """Return what `route` takes for `rows` it is not told of: `Rows.decode`, made once a size.
+
+    Shared, so never written into.
+    """
+    with torch.inference_mode(False):
+        return Rows.decode(tokens, device=device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

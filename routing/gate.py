@@ -18,6 +18,15 @@ def gate_scores(logits: Tensor, gate: Gate) -> Tensor:
     return torch.softmax(logits, dim=-1) if gate.score == "softmax" else torch.sigmoid(logits)
 
 
+def gate_logits(scores: Tensor, gate: Gate) -> Tensor:
+    """Logits [T, E] that have these `scores`, up to a constant per row under softmax."""
+    scores = scores.clamp_min(torch.finfo(scores.dtype).tiny)
+    if gate.score == "softmax":
+        return scores.log()
+    # 1 - score is exact for scores above 1/2; the least gap below 1 stands for "saturated".
+    return scores.log() - (1.0 - scores).clamp_min(torch.finfo(scores.dtype).eps / 2).log()
+
+
 def gate_ranking(scores: Tensor, gate: Gate) -> Tensor:
     """What experts are chosen by: `scores` [T, E] plus bias, -inf outside the chosen groups.
 
@@ -35,9 +44,8 @@ def gate_ranking(scores: Tensor, gate: Gate) -> Tensor:
     return grouped.masked_fill(forbidden.unsqueeze(-1), -torch.inf).view_as(ranking)
 
 
-def gate_weights(scores: Tensor, indices: Tensor, gate: Gate) -> Tensor:
-    """Weights [T, k] of the experts `indices` [T, k] by `scores` [T, E]."""
-    weights = scores.gather(-1, indices)
+def gate_weights(weights: Tensor, gate: Gate) -> Tensor:
+    """Weights [T, k] of experts whose scores are `weights` [T, k]."""
     if gate.renormalise:
         weights = weights / (weights.sum(dim=-1, keepdim=True) + _TINY)
     return weights if gate.scaling == 1.0 else weights * gate.scaling
@@ -57,13 +65,14 @@ def select(logits: Tensor, gate: Gate) -> Selection:
         )
     scores = gate_scores(logits, gate)
     ranking = gate_ranking(scores, gate)
-    indices = ranking.topk(gate.top_k, dim=-1).indices
+    best = ranking.topk(gate.top_k, dim=-1)
+    chosen = best.values if ranking is scores else scores.gather(-1, best.indices)
     return Selection(
         scores=scores,
         ranking=ranking,
-        indices=indices,
-        weights=gate_weights(scores, indices, gate),
-        used=torch.ones_like(indices, dtype=torch.bool),
+        indices=best.indices,
+        weights=gate_weights(chosen, gate),
+        used=torch.ones_like(best.indices, dtype=torch.bool),
         gate_mass_lost=torch.zeros(logits.shape[0], dtype=torch.float64, device=logits.device),
     )
 

@@ -1,12 +1,14 @@
-"""What dropping experts does to a batch: who carries what, who may go, who moves where.
+"""What dropping experts does to a batch: who carries what, and who may go.
 
 Gate mass is summed in fixed point, in units of 1 / `ONE`: sums of whole numbers are the same in
 any order and on any device, so neither padding nor the order of rows can tip a tie.
 
-T is rows, E experts, k slots a row, J candidate sets.
+T is rows, E experts, k slots a row.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -16,7 +18,6 @@ from costprof.routing.contract import Selection
 ONE = 1 << 40
 
 _ROUNDS = 2
-_TINY = 1e-20
 
 
 def gate_shares(plain: Selection) -> Tensor:
@@ -37,6 +38,11 @@ def must_keep(plain: Selection, changeable: Tensor, real: Tensor) -> Tensor:
     keep = (real & ~changeable).unsqueeze(-1).expand_as(plain.indices).clone()
     keep[:, 0] = real
     return keep
+
+
+def slack_mass(q: float) -> int:
+    """Return what a row that keeps `q` of its mass may lose, in units of 1 / `ONE`."""
+    return math.floor((1.0 - q) * ONE)
 
 
 def drop_ranks(price: Tensor, indices: Tensor, share: Tensor, slack: int) -> Tensor:
@@ -77,47 +83,3 @@ def drop_ranks(price: Tensor, indices: Tensor, share: Tensor, slack: int) -> Ten
         candidate = candidate & ~dropped
     rank = torch.argsort(torch.argsort(key, stable=True))
     return rank.masked_fill(key == stays, n_experts)
-
-
-def refill(plain: Selection, active: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
-    """Give slots that lost their expert the next ones of their row's ranking that are active.
-
-    Args:
-        plain: The choice of T rows.
-        active: [J, E] bool, experts that may be refilled from.
-        gone: [J, E] bool, experts dropped.
-
-    Returns:
-        indices [J, T, k] and used [J, T, k]; other slots keep their expert and place.
-    """
-    top_k = plain.indices.shape[-1]
-    lost = gone[:, plain.indices]  # [J, T, k]
-    own = torch.zeros_like(plain.ranking, dtype=torch.bool).scatter_(-1, plain.indices, True)
-    closed = own | ~active.unsqueeze(1)  # [J, T, E]
-    spare = plain.ranking.masked_fill(closed, -torch.inf).topk(top_k, dim=-1)
-    nth = (lost.cumsum(dim=-1) - 1).clamp_min(0)
-    indices = torch.where(lost, spare.indices.gather(-1, nth), plain.indices)
-    used = ~lost | (spare.values.gather(-1, nth) > -torch.inf)
-    return indices, used & plain.used
-
-
-def pruned(
-    plain: Selection, indices: Tensor, used: Tensor, gone: Tensor, share: Tensor
-) -> Selection:
-    """The selection after `gone` [E] was dropped and slots became `indices`, `used` [T, k].
-
-    `share` [T, k] is what plain slots hold of their row's gate mass, see `gate_shares`. Weights
-    of a changed row sum to what its plain weights summed to; other rows keep theirs.
-    """
-    lost = gone[plain.indices]  # [T, k]
-    chosen = plain.scores.gather(-1, indices).masked_fill(~used, 0.0)
-    total = plain.weights.sum(dim=-1, keepdim=True)
-    scaled = chosen / (chosen.sum(dim=-1, keepdim=True) + _TINY) * total
-    return Selection(
-        scores=plain.scores,
-        ranking=plain.ranking,
-        indices=indices,
-        weights=torch.where(lost.any(dim=-1, keepdim=True), scaled, plain.weights),
-        used=used,
-        gate_mass_lost=(share * lost).sum(dim=-1).double() / ONE,
-    )

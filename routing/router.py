@@ -9,7 +9,7 @@ from torch import Tensor
 
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
-from costprof.routing.contract import Assignment, Gate, Policy, Rows, SystemState
+from costprof.routing.contract import Assignment, Gate, Policy, Rows, SystemState, undescribed
 from costprof.routing.gate import select
 from costprof.routing.policies.topk import TopK
 
@@ -32,8 +32,7 @@ def route(
 
     Padding rows use no expert and influence nobody's choice (but torch's sigmoid may round a score
     differently in a batch of another shape; its softmax does not). With a neutral policy real
-    rows get plain top-k, bit for bit. On a GPU a policy that is not neutral synchronises with the
-    host.
+    rows get plain top-k, bit for bit.
 
     Args:
         logits: [T, E] floating point.
@@ -65,17 +64,20 @@ def route(
         )
     chosen = plain
     if not (policy.neutral or batch_invariant):
-        known = Rows.decode(logits.shape[0], device=logits.device) if rows is None else rows
+        known = undescribed(logits.shape[0], logits.device) if rows is None else rows
         chosen, history = policy.choose(
             plain, table=table, state=state, rows=known, gate=gate, history=history
         )
     indices, weights, used = chosen.indices, chosen.weights, chosen.used
     if rows is not None:
         used = used & rows.real.unsqueeze(-1)
-    counts = torch.zeros(logits.shape[1], dtype=torch.int64, device=logits.device)
-    counts.scatter_add_(0, indices.flatten(), used.flatten().to(torch.int64))
+    counts = chosen.counts
+    known_slots = counts is not None and rows is None
+    if counts is None:
+        counts = torch.zeros(logits.shape[1], dtype=torch.int64, device=logits.device)
+        counts.scatter_add_(0, indices.flatten(), used.flatten().to(torch.int64))
     lost = chosen.gate_mass_lost
-    if rows is not None or chosen is not plain:
+    if not known_slots and (rows is not None or chosen is not plain):
         indices = _fill(indices, used, counts)
         weights = weights.masked_fill(~used, 0.0)
         lost = lost.masked_fill(~used.any(dim=-1), 0.0)

@@ -10,7 +10,7 @@ update). Entropy alone rewards collapse (Tent, arXiv 2006.10726, observed on sma
 arXiv 2302.12400), hence the guards of `AdaptConfig`. Without a state nothing is added: off is
 neutral, bit for bit.
 
-The expected cost is that of a smoothed top-k, see `costprof.runtime.relaxation`. A selection bias
+The expected cost is that of a smoothed top-k, see `costprof.routing.relaxation`. A selection bias
 of the gate is not in it.
 
 Functions here are pure; the caller measures their time and books it with `AdaptState.charge`.
@@ -29,8 +29,8 @@ from torch import Tensor
 from costprof.core.errors import InputError, TableError
 from costprof.costmodel.table import CostTable
 from costprof.routing.contract import Gate, Rows
-from costprof.routing.gate import gate_ranking, gate_scores
-from costprof.runtime.relaxation import expected_cost, inclusion
+from costprof.routing.gate import gate_scores
+from costprof.routing.relaxation import allowed_experts, expected_cost, inclusion
 
 _ADAM_EPS = 1e-8
 
@@ -157,7 +157,7 @@ def adapt_step(
         offset = state.offset.clone().requires_grad_()
         fixed = real.detach().clone().float()
         logits_now = fixed + offset
-        allowed = _allowed(logits_now.detach(), gate)
+        allowed = allowed_experts(logits_now.detach(), gate)
         entropy = _entropy(logits_now, allowed, gate)  # [T]
         kept = entropy.detach() < config.skip_entropy * math.log(n_experts)
         loss = (entropy * kept).sum() / kept.sum().clamp_min(1)
@@ -165,7 +165,7 @@ def adapt_step(
             # Rows that were skipped are part of the batch's cost, but do not pull.
             pulling = torch.where(kept.unsqueeze(-1), logits_now, logits_now.detach())
             cost = _cost(pulling, allowed, config, table, gate)
-            plain = _cost(fixed, _allowed(fixed, gate), config, table, gate)
+            plain = _cost(fixed, allowed_experts(fixed, gate), config, table, gate)
             loss = loss + config.lam * cost / _priced(plain, config)
         (gradient,) = torch.autograd.grad(loss, offset)
     skipped = int((~kept).sum())
@@ -177,11 +177,6 @@ def adapt_step(
     if skipped == len(kept):
         return state
     return _moved(state, gradient, config)
-
-
-def _allowed(logits: Tensor, gate: Gate) -> Tensor:
-    """Experts [T, E] the gate's groups leave each row."""
-    return gate_ranking(gate_scores(logits, gate), gate) > -torch.inf
 
 
 def _entropy(logits: Tensor, allowed: Tensor, gate: Gate) -> Tensor:

@@ -9,24 +9,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from costprof.core.errors import InputError, TableError
-from costprof.costmodel.table import CostTable, LayerCost
+from costprof.core.errors import InputError
+from costprof.costmodel.table import CostTable, LayerCost, Quantity
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
+from costprof.routing.kernels.dispatch import Decide, compiled_decision
+from costprof.routing.kernels.terms import Terms
 from costprof.routing.pruning import (
     ONE,
     drop_ranks,
     gate_shares,
     must_keep,
-    pruned,
-    refill,
+    slack_mass,
     sum_by_expert,
 )
+from costprof.routing.reselection import replace
 
 Objective = Literal["latency", "energy", "weighted"]
-
-_CANDIDATE_SETS = 16
-"""Sets that are priced, besides plain top-k. Pricing all of up to E would cost E / 16 times as
-much, to place the cut more finely than the table's own error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,23 +32,28 @@ class Marginal:
     """Trade gate mass for layer cost, priced by the table.
 
     A batch wakes the union of its rows' experts; at decode sizes each costs nearly as much for one
-    row as for ten. Experts are ordered by the gate mass they carry per cost they add. Prefixes of
-    that order are dropped, rows that lose an expert refill in rank order from the experts still
-    active (as OEA does, arXiv 2511.02237), and each resulting layer is priced with the table. Of
-    those within `budget` the one with the least `mass lost - lam · cost saved` is taken, both as
-    shares: of all real rows' gate mass, and of plain top-k's cost. Weights of a changed row are
-    scaled so that they sum to what its plain top-k's summed to.
+    row as for ten. What an expert's going saves is its price less what its tokens cost elsewhere
+    (the mean price of one more token to an active expert). Experts are taken in the order of gate
+    mass over saving, as far as no row loses more than `1 - q` of its mass (`pruning.drop_ranks`).
+    As prices add up, `lam · cost saved - mass lost`, both as shares (of plain top-k's cost, of all
+    real rows' gate mass), is largest where each expert goes whose mass is below `lam` times its
+    saving: no search is needed. For a `budget` experts go in that order until it is met. Rows that
+    lose an expert refill in rank order from the experts still active (as OEA does, arXiv
+    2511.02237). Weights of a changed row are scaled so that they sum to what its plain top-k's
+    summed to.
 
     Promised to every row: it keeps its first expert and at least `q` of its own top-k gate mass
-    (what it refills with does not count). The predicted cost is never above plain top-k's.
+    (what it refills with does not count). The predicted cost is never above plain top-k's: where
+    refilling would make it so, nothing changes. More `lam`, or less `budget`, drops a superset.
 
     Only real decode rows that are alone of their sequence in the batch are changed
-    (`Rows.lone_decode`); experts the other rows need stay, and can be refilled from.
+    (`Rows.lone_decode`); experts the other rows need stay, and can be refilled from. Nothing here
+    waits for the device or has a shape that depends on values, so it can be captured in a graph.
 
     Args:
         lam: Gate mass, as a share, one would give for the layer's whole cost; 0 gives none freely.
         budget: Cost aimed at, as a share of plain top-k's; where the bound `q` forbids reaching
-            it, the cheapest set is taken. 1 is no aim.
+            it, all goes that may. 1 is no aim.
         q: Share of its gate mass every row keeps, in [0, 1].
         objective: The cost: latency, active energy, or both ("weighted").
         energy_share: Weight of energy in "weighted", in [0, 1]; the rest is latency's.
@@ -95,75 +98,109 @@ class Marginal:
         gate: Gate,
         history: Any,
     ) -> tuple[Selection, Any]:
-        """Return the cheapest acceptable selection; `state` and `history` are not read."""
+        """Return what is left of `plain`; `state` and `history` are not read."""
+        table.check_priced(self._quantities)
+        decide = compiled_decision(plain)
+        if decide is not None:
+            return self._compiled(decide, plain, table, rows), history
+        n_experts, real = table.n_experts, rows.real.unsqueeze(-1)
         changeable = rows.real if self.prefill else rows.lone_decode()
         # A row that is not finite must not steer the others.
-        changeable = changeable & plain.scores.isfinite().all(dim=-1)
-        if not bool(changeable.any()):
-            return plain, history
-        n_experts, real = table.n_experts, rows.real.unsqueeze(-1)
-        counts = sum_by_expert(plain.indices, real.expand_as(plain.indices), n_experts)
-        whole = table.layer_cost(counts)
-        self._check_price(whole)
-        saving = self._relative(table.expert_costs(counts), whole)  # [E]
-        share = gate_shares(plain).masked_fill(~changeable.unsqueeze(-1), 0)  # [T, k]
-        mass = sum_by_expert(plain.indices, share, n_experts)
-        kept = sum_by_expert(plain.indices, must_keep(plain, changeable, rows.real), n_experts)
-        price = torch.where((kept == 0) & (saving > 0), mass / saving, torch.inf)
-        rank = drop_ranks(price, plain.indices, share, math.floor((1.0 - self.q) * ONE))
-        droppable = int((rank < n_experts).sum())
-        if droppable == 0:
-            return plain, history
+        changeable = (changeable & plain.scores.isfinite().all(dim=-1)).unsqueeze(-1)
+        share = gate_shares(plain).masked_fill(~changeable, 0)  # [T, k]
+        kept = must_keep(plain, changeable.squeeze(-1), rows.real)
+        sums = sum_by_expert(
+            plain.indices.expand(3, -1, -1),
+            torch.stack([share, kept.to(torch.int64), real.expand_as(kept).to(torch.int64)]),
+            n_experts,
+        )
+        mass, keepers, counts = sums.unbind(0)
+        saving = self._savings(table, counts)
+        price = torch.where((keepers == 0) & (saving > 0.0), mass / saving, torch.inf)
+        rank = drop_ranks(price, plain.indices, share, slack_mass(self.q))
+        gone = self._gone(price, saving, rank, rows.real.sum())
 
-        cuts = torch.tensor(_cuts(droppable), device=rank.device)
-        gone = rank < cuts.unsqueeze(-1)  # [J, E]
-        indices, used = refill(plain, (counts > 0) & ~gone, gone)  # [J, T, k]
-        layers = table.layer_cost(sum_by_expert(indices, used & real, n_experts))
-        cost = self._relative(layers, whole)  # [J]
-        lost = (gone * mass).sum(dim=-1).double() / (ONE * rows.real.sum())
-        best = self._best(cost.tolist(), lost.tolist())
-        if best == 0:
-            return plain, history
-        return pruned(plain, indices[best], used[best], gone[best], share), history
+        lost = gone[plain.indices]
+        chosen = replace(plain, lost, (counts > 0) & ~gone)
+        after = sum_by_expert(chosen.indices, (chosen.used & real).to(torch.int64), n_experts)
+        cost = self._relative(table.layer_cost(torch.stack([after, counts])))
+        return replace(plain, lost & (cost[0] <= cost[1]), (counts > 0) & ~gone), history
 
-    def _relative(self, price: LayerCost, whole: LayerCost) -> Tensor:
-        """Cost in shares of `whole`, by the objective."""
-        energy = {"latency": 0.0, "energy": 1.0, "weighted": self.energy_share}[self.objective]
-        cost = torch.zeros_like(price.latency_us)
-        if energy < 1.0:
-            cost = cost + (1.0 - energy) * price.latency_us / whole.latency_us
-        if energy > 0.0:
-            cost = cost + energy * price.energy_mj / whole.energy_mj
-        return cost
+    def _compiled(
+        self, decide: Decide, plain: Selection, table: CostTable, rows: Rows
+    ) -> Selection:
+        """Choose by compiled code, which does the same."""
+        real, changeable = rows.real, None
+        if self.prefill:
+            changeable = real
+        elif not rows.decode_only:
+            changeable = rows.lone_decode()
+        return decide(
+            plain,
+            table.lookup(plain.scores.device),
+            Terms(
+                1.0 - self._energy_weight,
+                self._energy_weight,
+                self.lam,
+                self.budget,
+                slack_mass(self.q),
+            ),
+            real=None if rows.decode_only else real,
+            changeable=changeable,
+        )
 
-    def _check_price(self, price: LayerCost) -> None:
-        needed = {"latency_us": price.latency_us} if self.objective != "energy" else {}
-        if self.objective != "latency":
-            needed["energy_mj"] = price.energy_mj
-        for name, value in needed.items():
-            if not (math.isfinite(float(value)) and float(value) > 0.0):
-                raise TableError(
-                    f"the table prices this batch at {name} {float(value)}",
-                    f"it cannot be routed by {self.objective}",
-                    "use another objective or a table that measured it",
-                )
+    @property
+    def _energy_weight(self) -> float:
+        """Weight of energy beside latency's."""
+        return {"latency": 0.0, "energy": 1.0, "weighted": self.energy_share}[self.objective]
 
-    def _best(self, cost: list[float], lost: list[float]) -> int:
-        """Index of the set to take; 0 is plain top-k."""
-        allowed = [j for j in range(len(cost)) if cost[j] <= cost[0]]
-        within = [j for j in allowed if cost[j] <= self.budget]
-        if not within and self.budget < 1.0:
-            return min(allowed, key=lambda j: (cost[j], lost[j]))
-        return min(within or allowed, key=lambda j: lost[j] - self.lam * (1.0 - cost[j]))
+    @property
+    def _quantities(self) -> tuple[Quantity, ...]:
+        """What of a price the objective looks at."""
+        each: dict[Objective, tuple[Quantity, ...]] = {
+            "latency": ("latency_us",),
+            "energy": ("energy_mj",),
+            "weighted": ("latency_us", "energy_mj"),
+        }
+        return each[self.objective]
+
+    def _savings(self, table: CostTable, counts: Tensor) -> Tensor:
+        """What each expert's going saves, [E] float64, as a share of the layer's cost."""
+        prices = table.expert_costs(torch.stack([counts, counts + 1]))
+        own, another = self._relative(prices, table.layer_cost(counts))
+        active = counts > 0
+        a_token = (another - own).masked_fill(~active, 0.0).sum() / active.sum().clamp_min(1)
+        saving: Tensor = own - counts * a_token.clamp_min(0.0)
+        return saving
+
+    def _gone(self, price: Tensor, saving: Tensor, rank: Tensor, rows: Tensor) -> Tensor:
+        """Which experts go, [E] bool, of those whose `rank` says that they may."""
+        may = rank < rank.numel()
+        gone = price < self.lam * ONE * rows
+        if self.budget < 1.0:
+            order = torch.argsort(rank, stable=True)
+            saved = (saving * may)[order]
+            unmet = saved.cumsum(0) - saved < 1.0 - self.budget
+            gone = gone | torch.zeros_like(gone).scatter_(0, order, unmet)
+        return gone & may
+
+    def _relative(self, price: LayerCost, whole: LayerCost | None = None) -> Tensor:
+        """Cost by the objective, in shares of `whole`, or of the last of several `price`s."""
+        energy = self._energy_weight
+        latency_us, energy_mj = price.latency_us, price.energy_mj
+        of_us, of_mj = (
+            (latency_us[-1], energy_mj[-1])
+            if whole is None
+            else (whole.latency_us, whole.energy_mj)
+        )
+        if energy == 0.0:
+            return latency_us / of_us
+        if energy == 1.0:
+            return energy_mj / of_mj
+        return (1.0 - energy) * latency_us / of_us + energy * energy_mj / of_mj
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
     if not (low <= value <= high and math.isfinite(value)):
         bound = "at least 0" if math.isinf(high) else f"{low:g} … {high:g}"
         raise InputError(f"{name} is {value:g}", "the policy cannot be built", f"use {bound}")
-
-
-def _cuts(droppable: int) -> list[int]:
-    """How many experts each candidate set drops, from none to all that may go."""
-    steps = min(droppable, _CANDIDATE_SETS)
-    return [round(step * droppable / steps) for step in range(steps + 1)]

@@ -26,6 +26,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from costprof.core.errors import ToolError
+from costprof.routing.kernels import marginal_gpu
+from costprof.routing.pruning import ONE
 from costprof.runtime.kernels import triton_linear, triton_permute, triton_schedule
 from costprof.runtime.kernels.tiles import Tile, rule_of_thumb
 
@@ -40,6 +42,16 @@ _TENSOR_CORE = re.compile(r"\b(HGMMA|QGMMA|IGMMA|HMMA|IMMA|QMMA|UTCHMMA|UTCQMMA|
 _LOCAL = re.compile(r"\b(STL|LDL)\b")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+_DECISION = {
+    **dict.fromkeys(("scores", "ranking", "plain_weights", "weights"), "*fp32"),
+    **dict.fromkeys(("plain", "class_index", "indices", "counts_out", "share"), "*i64"),
+    **dict.fromkeys(("real", "changeable", "used"), "*i8"),
+    **dict.fromkeys(("values", "slope", "base", "lost", "price_of"), "*fp64"),
+    **dict.fromkeys(("offered_of", "round_of"), "*i32"),
+    **dict.fromkeys(("rows", "experts", "classes", "max_tokens"), "i32"),
+    "slack": "i64",
+    **dict.fromkeys(("latency_weight", "energy_weight", "lam", "budget"), "fp32"),
+}
 _STORED = {"none": None, "int8": "*i8", "int4": "*u8", "fp8": "*fp8e4nv"}
 
 
@@ -231,6 +243,21 @@ def _small_kernels(arch: int) -> list[Resources]:
             EXPERTS=1,
             BLOCK_T=triton_schedule.BLOCK_T,
             experts=1,
+        ),
+        *(
+            small(
+                marginal_gpu.decide_marginal,
+                _DECISION,
+                num_warps=marginal_gpu.block_for(experts).warps,
+                TOP_K=8,
+                BLOCK_T=marginal_gpu.block_for(experts).rows,
+                BLOCK_E=experts,
+                ONE=float(ONE),
+                DESCRIBED=described,
+                BUDGETED=described,
+            )
+            for experts in (64, 128, 256)
+            for described in (False, True)
         ),
         small(triton_permute.rank_slots, ranks, BLOCK=1024),
         small(triton_permute.rank_slots, ranks, BLOCK=1, slots=1),

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from command_line import Run, runner
+from safetensors.torch import save_file
 
 from costprof.core.device import DeviceFingerprint, detect_device, software_versions
 from costprof.core.expert import ExpertClass, Kernel
 from costprof.costmodel.manifest import Manifest, MoeSpec
 from costprof.costmodel.rows import TableRow, rows_table
-from costprof.costmodel.table import write_table
+from costprof.costmodel.table import CostTable, write_table
+from costprof.routing import OEA, POLICIES, CachePrior, Gate, Rows, route
 
 
 def make_table(path: Path, d_model: int = 64, d_ff: int = 64, device: str = "") -> Path:
@@ -120,12 +125,24 @@ def test_a_layer_larger_than_memory_is_refused_before_it_is_built(
         (("--batches", "0"), "--batches is 0; nothing was routed"),
         (("--repeats", "0"), "--repeats is 0; nothing was routed"),
         (("--threads", "0"), "--threads is 0; nothing was routed"),
-        (("--policy", "best"), "policy 'best' is unknown; nothing was routed; use marginal or"),
+        (("--policy", "best"), "policy 'best' is unknown; nothing was routed; use topk, fewer"),
         (("--q", "1.5"), "q is 1.5; the policy cannot be built; use 0 … 1"),
         (("--q", "nan"), "q is nan; the policy cannot be built; use 0 … 1"),
         (("--lam", "-1"), "lam is -1; the policy cannot be built; use at least 0"),
         (("--budget", "2"), "budget is 2; the policy cannot be built; use 0 … 1"),
         (("--objective", "speed"), "objective 'speed' is unknown"),
+        (
+            ("--policy", "oea", "--q", "0.5"),
+            "--set q=0.5: policy oea has no such parameter; nothing",
+        ),
+        (("--set", "nothing"), "--set nothing: policy marginal has no such parameter"),
+        (("--policy", "oea", "--set", "k0=two"), "--set k0=two cannot be read; nothing was routed"),
+        (("--policy", "oea", "--set", "k0=0"), "k0 is 0; the policy cannot be built; use a whole"),
+        (("--policy", "prune", "--set", "off=a"), "list expert numbers, as 0,3,5"),
+        (("--policy", "tile_round", "--set", "prefill=1"), "use true or false"),
+        (("--policy", "tile_round", "--set", "objective=1"), "as objective.energy=1"),
+        (("--policy", "tile_round", "--set", "objective.speed=1"), "has no weight 'speed'"),
+        (("--trace", "none.npz"), "none.npz is no file; no trace was read; name a recorded trace"),
         (("--skew", "-1"), "skew is -1.0; no batch was made"),
     ],
 )
@@ -149,3 +166,125 @@ def test_tables_that_cannot_be_used_are_named(costprof: Run, table: Path, tmp_pa
     assert (refused.returncode, refused.stderr.count("\n")) == (7, 1)
     allowed = costprof(other, "--allow-device-mismatch", "--no-measure", "--json")
     assert json.loads(allowed.stdout)["table_device"] == "Another CPU"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_is_compared_with_top_k(costprof: Run, table: Path, policy: str) -> None:
+    done = costprof(table, "--policy", policy, "--json", "--no-measure", "--no-adapt")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    plain, other = result["variants"]
+    assert (plain["name"], other["name"]) == ("top-k", policy)
+    # What it does where nothing is set is not nothing; but the experts of this table cost the same.
+    assert (other["gate_mass_lost"] > 0) is (policy not in ("topk", "cost_bias"))
+    assert result["policy"] == policy
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings", "parameters"),
+    [
+        ("oea", ["k0=1"], {"k0": 1}),
+        ("prune", ["off=0,3", "share=0"], {"off": [0, 3], "share": 0.0, "decay": 0.9}),
+        ("static_optimal", ["kept=1,2,3,4,5"], {"kept": [1, 2, 3, 4, 5]}),
+        (
+            "tile_round",
+            ["block_m=2", "prefill=true", "objective.energy=2", "objective.memory=1"],
+            {
+                "block_m": 2,
+                "q": 0.9,
+                "prefill": True,
+                "objective": {
+                    "latency": 0.0,
+                    "energy": 2.0,
+                    "thermal": 0.0,
+                    "memory": 1.0,
+                    "balance": 0.0,
+                },
+            },
+        ),
+    ],
+)
+def test_parameters_are_set_by_name(
+    costprof: Run, table: Path, policy: str, settings: list[str], parameters: dict[str, Any]
+) -> None:
+    given = [part for setting in settings for part in ("--set", setting)]
+    done = costprof(table, "--policy", policy, *given, "--json", "--no-measure", "--no-adapt")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parameters"] == parameters
+
+
+def test_a_trace_is_replayed_with_its_padding_and_prompts(
+    costprof: Run, table: Path, tmp_path: Path
+) -> None:
+    logits = torch.randn(3, 6, 16, generator=torch.Generator().manual_seed(0)) * 2
+    real = torch.ones(3, 6, dtype=torch.bool)
+    real[1, 4:] = False
+    prompt = torch.zeros(3, 6, dtype=torch.bool)
+    prompt[2] = True
+    trace = tmp_path / "t.safetensors"
+    save_file({"logits": logits, "real": real, "is_prefill": prompt}, trace)
+    done = costprof(table, "--trace", trace, "--policy", "oea", "--set", "k0=1", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    prices = CostTable.load(table)
+    found = [
+        route(
+            logits[step],
+            table=prices,
+            gate=Gate(top_k=4),
+            policy=OEA(k0=1),
+            rows=Rows(
+                real=real[step],
+                sequence=torch.arange(6),
+                position=torch.zeros(6, dtype=torch.int64),
+                is_prefill=prompt[step],
+            ),
+        )
+        for step in range(3)
+    ]
+    plain, oea = result["variants"]
+    active = [int(each.counts.count_nonzero()) for each in found]
+    assert oea["active_experts"] == pytest.approx(sum(active) / 3)
+    assert oea["active_experts"] < plain["active_experts"]
+    lost = [float(each.gate_mass_lost[real[s]].mean()) for s, each in enumerate(found)]
+    assert oea["gate_mass_lost"] == pytest.approx(sum(lost) / 3, abs=1e-6)
+    assert (result["tokens"], result["batches"], result["measured_device"]) == (6, 3, None)
+    assert "were made up" not in done.stdout
+    other = tmp_path / "other.npz"
+    np.savez(other, logits=np.zeros((4, 5), dtype=np.float32))
+    refused = costprof(table, "--trace", other)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "has logits of 5 experts, the table prices 16; nothing was routed" in refused.stderr
+
+
+def test_a_token_is_explained(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    table: Path,
+    tmp_path: Path,
+) -> None:
+    explain = runner(monkeypatch, capfd, "explain")
+    done = explain(table, "--policy", "oea", "--set", "k0=1", "--token", "3")
+    assert done.returncode == 0, done.stderr
+    for words in ("token 3 of a made-up batch (decode)", "dropped", "gave up", "active experts"):
+        assert words in done.stdout
+    logits = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0)) * 2
+    trace = tmp_path / "t.npz"
+    np.savez(trace, logits=logits.numpy())
+    options = ("--policy", "cache_prior", "--trace", trace, "--step", "1", "--token", "2")
+    found = json.loads(explain(table, *options, "--json").stdout)
+    prices, policy = CostTable.load(table), CachePrior(lam=0.2)
+    common: dict[str, Any] = {"table": prices, "gate": Gate(top_k=4), "policy": policy}
+    history = route(logits[0], **common).history
+    got = route(logits[1], **common, history=history)
+    taken = {each["expert"] for each in found["experts"] if each["weight"] > 0}
+    assert taken == set(got.indices[2].tolist())
+    assert found["latency_us"] == pytest.approx(float(got.predicted.latency_us))
+    for wrong, message in (
+        (("--token", "6"), "row 6 of 6; nothing was explained"),
+        (("--step", "2"), "step 2 of 2; nothing was explained; use 0 … 1"),
+        (("--step", "-1"), "--step is -1; nothing was explained"),
+    ):
+        refused = explain(table, "--trace", trace, *wrong)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert message in refused.stderr

@@ -113,6 +113,7 @@ def test_timing_goes_there_and_back_and_evicts_before_each_call(
         layer,
         batches[:2],
         ZEROS[:2],
+        [[None] * 2] * 2,
         repeats=1,
         evict=lambda: events.append("evict"),
         tick=lambda: events.append("tick"),
@@ -128,8 +129,8 @@ def test_timing_goes_there_and_back_and_evicts_before_each_call(
 def test_output_difference_is_relative_to_plain_top_k(
     layer: MoELayer, batches: list[torch.Tensor]
 ) -> None:
-    assert comparison.output_differences(PLAIN, layer, batches, ZEROS) == [0.0] * 3
-    assert 0 < sum(comparison.output_differences(PRUNED, layer, batches, ZEROS)) < 6
+    assert comparison.output_differences(PLAIN, layer, batches, ZEROS, [None] * 3) == [0.0] * 3
+    assert 0 < sum(comparison.output_differences(PRUNED, layer, batches, ZEROS, [None] * 3)) < 6
 
 
 def test_the_evicting_buffer_is_larger_than_the_cache() -> None:
@@ -150,6 +151,7 @@ def test_a_measured_layer_takes_the_time_it_takes(
             layer,
             batches[:1],
             ZEROS[:1],
+            [[None]],
             repeats=1,
             evict=lambda: None,
             tick=lambda: None,

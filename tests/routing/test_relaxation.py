@@ -9,18 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costprof.core.expert import ExpertClass
 from costprof.costmodel.table import CostTable
-from costprof.runtime.relaxation import expected_cost, inclusion
+from costprof.routing.relaxation import expected_cost, inclusion
 
 E, K = 6, 2
 
 
 @pytest.fixture(scope="module")
 def table(make_table: Callable[..., CostTable]) -> CostTable:
-    narrow = ExpertClass(d_model=64, d_ff=64, dtype="float32")
-    wide = ExpertClass(d_model=64, d_ff=256, dtype="float32")
-    return make_table([narrow, wide] * (E // 2), K)
+    return make_table([(50.0, 1.0, 0.02), (200.0, 1.0, 0.02)] * (E // 2), K)
 
 
 @settings(max_examples=50, deadline=None)

@@ -18,9 +18,16 @@ import torch
 from torch import Tensor
 
 from costprof.costmodel.table import CostTable, LayerCost
+from costprof.routing.contract import Gate
+from costprof.routing.gate import gate_ranking, gate_scores
 
 _BISECTIONS = 24
 _ALMOST_ONE = 1.0 - 1e-9
+
+
+def allowed_experts(logits: Tensor, gate: Gate) -> Tensor:
+    """Experts [T, E] bool that the gate's groups leave each row of `logits` [T, E]."""
+    return gate_ranking(gate_scores(logits, gate), gate) > -torch.inf
 
 
 def inclusion(logits: Tensor, allowed: Tensor, top_k: int) -> Tensor:

@@ -1,0 +1,255 @@
+/* The decision of costprof.routing.policies.marginal on a CPU, in one pass.
+ *
+ * The same steps in the same arithmetic as the tensor code: gate mass in whole units of 2^-40,
+ * prices in doubles. Sums of prices are added in the order of the experts.
+ */
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ONE ((double)((int64_t)1 << 40))
+
+typedef struct {
+    int64_t rows, experts, top_k, classes, max_tokens, slack; /* slack: units of 2^-40 */
+    double latency_weight, energy_weight, lam, budget;
+    const double *values;       /* [(max_tokens + 1) * classes, 2] */
+    const int64_t *class_index; /* [E] */
+    const double *slope;        /* [E, 2] */
+    const double *base;         /* [2] */
+} Problem;
+
+typedef struct {
+    double price;
+    int64_t expert;
+} Offer;
+
+static int by_price(const void *a, const void *b) {
+    const Offer *x = a, *y = b;
+    if (x->price != y->price) return x->price < y->price ? -1 : 1;
+    return x->expert < y->expert ? -1 : x->expert > y->expert;
+}
+
+static double expert_price(const Problem *p, int64_t expert, int64_t count, int column) {
+    int64_t within = count < p->max_tokens ? count : p->max_tokens;
+    double price = p->values[2 * (within * p->classes + p->class_index[expert]) + column];
+    return price + (double)(count - within) * p->slope[2 * expert + column];
+}
+
+static void layer_price(const Problem *p, const int64_t *counts, double whole[2]) {
+    for (int column = 0; column < 2; column++) {
+        double sum = 0.0;
+        for (int64_t e = 0; e < p->experts; e++) sum += expert_price(p, e, counts[e], column);
+        whole[column] = sum + p->base[column];
+    }
+}
+
+/* Cost by the objective, in shares of `whole`. */
+static double relative(const Problem *p, const double price[2], const double whole[2]) {
+    double cost = 0.0;
+    if (p->latency_weight > 0.0) cost += p->latency_weight * price[0] / whole[0];
+    if (p->energy_weight > 0.0) cost += p->energy_weight * price[1] / whole[1];
+    return cost;
+}
+
+/* What each expert's going saves, as a share of the layer's cost. */
+static void savings(const Problem *p, const int64_t *counts, const double whole[2],
+                    double *saving) {
+    double a_token = 0.0;
+    int64_t active = 0;
+    for (int64_t e = 0; e < p->experts; e++) {
+        double own[2], more[2];
+        for (int column = 0; column < 2; column++) {
+            own[column] = expert_price(p, e, counts[e], column);
+            more[column] = expert_price(p, e, counts[e] + 1, column);
+        }
+        saving[e] = relative(p, own, whole);
+        if (counts[e] > 0) {
+            a_token += relative(p, more, whole) - saving[e];
+            active++;
+        }
+    }
+    if (active) a_token /= (double)active;
+    if (a_token < 0.0) a_token = 0.0;
+    for (int64_t e = 0; e < p->experts; e++) saving[e] -= (double)counts[e] * a_token;
+}
+
+/* Which of the `offered` experts, cheapest first, may all go; see pruning.drop_ranks.
+ *
+ * In each of two rounds rows add up their shares by price and object to what goes beyond their
+ * slack; `state[e]` becomes 1 in the round after which expert e may go. `order` [E] is each
+ * expert's place by price; `objections` [E], `lost` [T] and `slots` [T, k] are scratch.
+ */
+static void vote(const Problem *p, const int64_t *plain, const int64_t *share,
+                 const int64_t *order, uint8_t *offered, uint8_t *state, int64_t *objections,
+                 int64_t *lost, int64_t *slots) {
+    const int64_t T = p->rows, E = p->experts, K = p->top_k;
+    memset(lost, 0, (size_t)T * sizeof(int64_t));
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t j = 0; j < K; j++) {
+            int64_t slot = t * K + j, to = slot;
+            for (; to > t * K && order[plain[slots[to - 1]]] > order[plain[slot]]; to--)
+                slots[to] = slots[to - 1];
+            slots[to] = slot;
+        }
+    for (int round = 1; round <= 2; round++) {
+        for (int64_t at = 0; at < T * K; at++)
+            if (share[at] > 0 && lost[at / K] + share[at] > p->slack) offered[plain[at]] = 0;
+        memset(objections, 0, (size_t)E * sizeof(int64_t));
+        for (int64_t t = 0; t < T; t++) {
+            int64_t sum = lost[t];
+            for (int64_t j = t * K; j < (t + 1) * K; j++) {
+                int64_t e = plain[slots[j]];
+                if (!offered[e] || share[slots[j]] == 0) continue;
+                sum += share[slots[j]];
+                objections[e] += sum > p->slack;
+            }
+        }
+        for (int64_t e = 0; e < E; e++)
+            if (offered[e] && objections[e] == 0) {
+                state[e] = (uint8_t)round;
+                offered[e] = 0;
+            }
+        for (int64_t at = 0; at < T * K; at++)
+            if (state[plain[at]] == round) lost[at / K] += share[at];
+    }
+}
+
+/* Give the lost slots of one row the best spare experts, by ranking; the lowest index of equals.
+ * A slot that finds none points at the row's first expert.
+ */
+static void refill(const Problem *p, const float *ranking, const int64_t *plain,
+                   const uint8_t *open, int64_t *indices, uint8_t *used, uint8_t *own) {
+    for (int64_t j = 0; j < p->top_k; j++) own[plain[j]] = 1;
+    for (int64_t j = 0; j < p->top_k; j++) {
+        if (open[plain[j]]) continue;
+        int64_t best = -1;
+        for (int64_t e = 0; e < p->experts; e++)
+            if (open[e] && !own[e] && ranking[e] > -INFINITY &&
+                (best < 0 || ranking[e] > ranking[best]))
+                best = e;
+        used[j] = best >= 0;
+        indices[j] = best >= 0 ? best : indices[0]; /* the first is always kept */
+        if (best >= 0) own[best] = 1;
+    }
+    for (int64_t j = 0; j < p->top_k; j++) own[plain[j]] = own[indices[j]] = 0;
+}
+
+/* Returns 1 where anything changed, 0 where plain top-k stays, -1 where memory ran out.
+ *
+ * scores, ranking [T, E]; plain [T, k]; plain_weights [T, k]; real, changeable [T] (NULL: all).
+ * Out: indices, weights, used [T, k]; lost [T]; counts [E], of used slots in real rows.
+ */
+int costprof_marginal(const Problem *p, const float *scores, const float *ranking,
+                      const int64_t *plain, const float *plain_weights, const uint8_t *real,
+                      const uint8_t *changeable, int64_t *indices, float *weights, uint8_t *used,
+                      double *lost, int64_t *counts) {
+    const int64_t T = p->rows, E = p->experts, K = p->top_k;
+    int64_t *whole_numbers = calloc((size_t)(5 * E + T * (2 * K + 1)), sizeof(int64_t));
+    double *saving = malloc((size_t)E * sizeof(double));
+    Offer *offers = malloc((size_t)E * sizeof(Offer));
+    uint8_t *flags = calloc((size_t)(5 * E), 1);
+    int changed = -1;
+    if (!whole_numbers || !saving || !offers || !flags) goto done;
+    int64_t *mass = whole_numbers, *keepers = mass + E, *after = keepers + E;
+    int64_t *order = after + E, *objections = order + E, *share = objections + E;
+    int64_t *row_lost = share + T * K, *slots = row_lost + T;
+    uint8_t *gone = flags, *open = gone + E, *own = open + E, *offered = own + E;
+    uint8_t *state = offered + E;
+
+    int64_t real_rows = 0;
+    memset(counts, 0, (size_t)E * sizeof(int64_t));
+    for (int64_t t = 0; t < T; t++) {
+        const float *row = scores + t * E;
+        const int64_t *chosen = plain + t * K;
+        int may = changeable ? changeable[t] : 1;
+        if (real && !real[t]) continue;
+        real_rows++;
+        for (int64_t e = 0; may && e < E; e++) may = isfinite(row[e]);
+        double total = 0.0;
+        for (int64_t j = 0; j < K; j++) total += (double)row[chosen[j]];
+        if (total < 1.1754943508222875e-38) total = 1.1754943508222875e-38;
+        for (int64_t j = 0; j < K; j++) {
+            int64_t e = chosen[j];
+            int64_t part = may ? (int64_t)((double)row[e] / total * ONE) : 0;
+            share[t * K + j] = part;
+            mass[e] += part;
+            keepers[e] += !may || j == 0;
+            counts[e]++;
+        }
+    }
+    double whole[2], then[2];
+    layer_price(p, counts, whole);
+    savings(p, counts, whole, saving);
+    for (int64_t e = 0; e < E; e++) {
+        offered[e] = keepers[e] == 0 && saving[e] > 0.0;
+        offers[e].price = offered[e] ? (double)mass[e] / saving[e] : INFINITY;
+        offers[e].expert = e;
+    }
+    qsort(offers, (size_t)E, sizeof(Offer), by_price);
+    for (int64_t at = 0; at < E; at++) order[offers[at].expert] = at;
+    vote(p, plain, share, order, offered, state, objections, row_lost, slots);
+    double saved = 0.0, fair = p->lam * ONE * (double)real_rows;
+    changed = 0;
+    for (int round = 1; round <= 2; round++)
+        for (int64_t at = 0; at < E; at++) {
+            int64_t e = offers[at].expert;
+            if (state[e] != round) continue;
+            int aimed = p->budget < 1.0 && saved < 1.0 - p->budget;
+            gone[e] = offers[at].price < fair || aimed;
+            changed |= gone[e];
+            saved += saving[e];
+        }
+    memcpy(indices, plain, (size_t)(T * K) * sizeof(int64_t));
+    memcpy(weights, plain_weights, (size_t)(T * K) * sizeof(float));
+    memset(used, 1, (size_t)(T * K));
+    memset(lost, 0, (size_t)T * sizeof(double));
+    if (!changed) goto done;
+
+    for (int64_t e = 0; e < E; e++) open[e] = counts[e] > 0 && !gone[e];
+    for (int64_t t = 0; t < T; t++) {
+        int64_t given_up = 0, loses = 0;
+        if (real && !real[t]) continue;
+        for (int64_t j = 0; j < K; j++) {
+            int64_t e = plain[t * K + j];
+            if (gone[e]) given_up += share[t * K + j], loses = 1;
+        }
+        if (loses) {
+            int64_t *mine = indices + t * K;
+            uint8_t *slot_used = used + t * K;
+            refill(p, ranking + t * E, plain + t * K, open, mine, slot_used, own);
+            float sum = 0.0f, total = 0.0f;
+            for (int64_t j = 0; j < K; j++) {
+                total += plain_weights[t * K + j];
+                if (slot_used[j]) sum += scores[t * E + mine[j]];
+            }
+            /* Where all that is left has a score of 0, its experts weigh the same. */
+            int equal = !(sum > 0.0f);
+            for (int64_t j = 0; equal && j < K; j++) sum += slot_used[j];
+            if (sum < FLT_MIN) sum = FLT_MIN;
+            for (int64_t j = 0; j < K; j++) {
+                float score = equal ? 1.0f : scores[t * E + mine[j]];
+                weights[t * K + j] = slot_used[j] ? score / sum * total : 0.0f;
+            }
+            lost[t] = (double)given_up / ONE;
+        }
+        for (int64_t j = 0; j < K; j++) after[indices[t * K + j]] += used[t * K + j];
+    }
+    layer_price(p, after, then);
+    if (relative(p, then, whole) > relative(p, whole, whole)) {
+        memcpy(indices, plain, (size_t)(T * K) * sizeof(int64_t));
+        memcpy(weights, plain_weights, (size_t)(T * K) * sizeof(float));
+        memset(used, 1, (size_t)(T * K));
+        memset(lost, 0, (size_t)T * sizeof(double));
+        changed = 0;
+    } else {
+        memcpy(counts, after, (size_t)E * sizeof(int64_t));
+    }
+done:
+    free(whole_numbers);
+    free(saving);
+    free(offers);
+    free(flags);
+    return changed;
+}

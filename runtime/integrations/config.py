@@ -1,0 +1,103 @@
+"""How a serving process is told what to do: a JSON file named by an environment variable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from costprof.core.errors import InputError
+from costprof.costmodel.table import CostTable
+from costprof.routing import POLICIES
+from costprof.routing.contract import Policy
+
+VARIABLE = "COSTPROF_ROUTING_CONFIG"
+_SHIPPED = "shipped:"
+_KEYS = {"table", "moe", "allow_device_mismatch", "policy", "parameters"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingConfig:
+    """What the file said.
+
+    Attributes:
+        table: Prices of every layer's experts.
+        policy: None only observes.
+    """
+
+    table: CostTable
+    policy: Policy | None = None
+
+
+def read_config(environment: Mapping[str, str]) -> ServingConfig | None:
+    """Return the configuration `COSTPROF_ROUTING_CONFIG` names; None where it is not set.
+
+    The file is a JSON object: `table`, the path of a cost table or `shipped:<model>`; `moe`, which
+    of its MoEs; `allow_device_mismatch`; `policy`, the name of a policy, in small letters, or
+    null; `parameters`, the policy's. A relative path is relative to the file.
+
+    Raises:
+        InputError: no such file, no JSON object, or something unknown in it.
+        TableError: the table cannot be used.
+    """
+    path = environment.get(VARIABLE)
+    if not path:
+        return None
+    try:
+        read = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{VARIABLE} names {path!r}, which cannot be read: {error}",
+            "nothing is observed or routed",
+            "name a JSON file, or unset the variable",
+        ) from error
+    if not isinstance(read, dict) or not isinstance(read.get("table"), str) or set(read) - _KEYS:
+        raise InputError(
+            f"{path} is not an object with a table and keys out of {', '.join(sorted(_KEYS))}",
+            "nothing is observed or routed",
+            "correct it",
+        )
+    return ServingConfig(
+        table=_table(read, Path(path).parent),
+        policy=policy_named(read.get("policy"), read.get("parameters") or {}),
+    )
+
+
+def policy_named(name: str | None, parameters: Mapping[str, Any]) -> Policy | None:
+    """Return the policy called `name` with `parameters`; None for no name.
+
+    Raises:
+        InputError: there is no such policy, or it has no such parameters.
+    """
+    if name is None:
+        return None
+    kind: Any = POLICIES.get(str(name))
+    if kind is None:
+        raise InputError(
+            f"there is no policy {name!r}",
+            "nothing is observed or routed",
+            f"use one of {', '.join(sorted(POLICIES))}, or null to observe",
+        )
+    try:
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()}
+        policy: Policy = kind(**given)
+    except TypeError as error:
+        raise InputError(
+            f"policy {name} does not take these parameters: {error}",
+            "nothing is observed or routed",
+            "correct them",
+        ) from error
+    return policy
+
+
+def _table(read: Mapping[str, Any], folder: Path) -> CostTable:
+    name: str = read["table"]
+    if name.startswith(_SHIPPED):
+        return CostTable.shipped(name.removeprefix(_SHIPPED))
+    return CostTable.load(
+        folder / name,
+        moe=read.get("moe"),
+        allow_device_mismatch=bool(read.get("allow_device_mismatch")),
+    )

@@ -1,0 +1,99 @@
+"""Losses of a router: their values where those are known, and that training by them works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from costprof.core.errors import InputError, TableError
+from costprof.costmodel.table import CostTable
+from costprof.routing import Gate, route
+from costprof.routing.losses import cost_share, load_balance, router_loss
+
+E, K = 8, 2
+GATE = Gate(top_k=K)
+
+
+@pytest.fixture(scope="module")
+def table(make_table: Callable[..., CostTable]) -> CostTable:
+    return make_table([(100.0, 1.0, 2.0)] * E, K)
+
+
+def test_balance_is_one_for_even_use_and_larger_for_uneven() -> None:
+    even = torch.full((E, E), -9.0)
+    for t in range(E):
+        even[t, [t, (t + 1) % E]] = 9.0
+    assert load_balance(even, GATE).item() == pytest.approx(1.0, rel=1e-5)
+    same = even[:1].expand(E, E)
+    assert load_balance(same, GATE).item() == pytest.approx(E / K, rel=1e-4)
+
+
+def test_balance_by_hand_and_without_padding() -> None:
+    logits = torch.randn(5, E, generator=torch.Generator().manual_seed(0))
+    logits[2] = torch.nan
+    real = torch.tensor([True, True, False, True, True])
+    kept = torch.softmax(logits[real], -1)
+    counts = torch.bincount(kept.topk(K).indices.flatten(), minlength=E)
+    expected = E * (counts / counts.sum() * kept.mean(0)).sum()
+    assert load_balance(logits, GATE, real).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_cost_is_one_for_an_even_layer_and_falls_with_sleeping_experts(table: CostTable) -> None:
+    even = torch.full((64, E), -60.0)
+    for t in range(64):
+        even[t, [t % E, (t + 1) % E]] = 60.0
+    assert cost_share(even, table=table, gate=GATE).item() == pytest.approx(1.0, rel=1e-5)
+    same = even[:1].expand(64, E)
+    counts = torch.tensor([64, 64] + [0] * 6)
+    expected = table.layer_cost(counts).latency_us / table.layer_cost(counts * 0 + 16).latency_us
+    got = cost_share(same, table=table, gate=GATE)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_the_loss_has_the_gradient_of_its_parts(table: CostTable, score: str) -> None:
+    gate = Gate(top_k=K, score=score)  # type: ignore[arg-type]
+    logits = torch.randn(6, E, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    task = logits.square().mean()
+    parts = (task, load_balance(logits, gate), cost_share(logits, table=table, gate=gate))
+    whole = router_loss(task, logits, table=table, gate=gate, balance=0.3, lam=0.5)
+    assert whole.item() == pytest.approx((parts[0] + 0.3 * parts[1] + 0.5 * parts[2]).item())
+    (got,) = torch.autograd.grad(whole, logits, retain_graph=True)
+    each = [torch.autograd.grad(part, logits, retain_graph=True)[0] for part in parts]
+    torch.testing.assert_close(got, each[0] + 0.3 * each[1] + 0.5 * each[2])
+    assert all(part.abs().max() > 0 for part in each)
+
+
+def test_training_by_cost_puts_experts_to_sleep_and_by_balance_wakes_them(
+    table: CostTable,
+) -> None:
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(2))
+    active = {}
+    for name, weights in {
+        "cost": {"balance": 0.0, "lam": 1.0},
+        "balance": {"balance": 1.0},
+    }.items():
+        router = torch.nn.Parameter(torch.randn(E, 16, generator=torch.Generator().manual_seed(3)))
+        optimiser = torch.optim.Adam([router], lr=0.05)
+        for _ in range(80):
+            optimiser.zero_grad()
+            loss = router_loss(torch.zeros(()), x @ router.T, table=table, gate=GATE, **weights)
+            loss.backward()
+            optimiser.step()
+        counts = route((x @ router.T).detach(), table=table, gate=GATE).counts
+        active[name] = int(counts.count_nonzero())
+    assert active["cost"] <= 4
+    assert active["balance"] >= 7
+
+
+def test_what_cannot_be_weighed_is_refused(
+    table: CostTable, make_table: Callable[..., CostTable]
+) -> None:
+    logits = torch.zeros(2, E)
+    with pytest.raises(InputError, match=r"lam is -1.0; the router has no loss; use at"):
+        router_loss(torch.zeros(()), logits, table=table, gate=GATE, lam=-1.0)
+    free = make_table([(100.0, 1.0, 0.0)] * E, K)
+    with pytest.raises(TableError, match=r"energy at 0\.0; a router cannot be trained by it; use"):
+        cost_share(logits, table=free, gate=GATE, objective="energy")
