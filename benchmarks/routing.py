@@ -65,7 +65,9 @@ def entries(model: SmallLM, table: CostTable, text: torch.Tensor, batch: int) ->
     found += [Entry("fewer", f"k={k}", TopK(), k) for k in (1, 2, 3)]
     grid: dict[str, list[dict[str, Any]]] = {
         "marginal": [
-            {"q": q, "lam": lam} for q in (0.5, 0.6, 0.7, 0.8) for lam in (0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.6)
+            {"q": q, "lam": lam}
+            for q in (0.5, 0.6, 0.7, 0.8)
+            for lam in (0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.6)
         ],
         "oea": [{"k0": k} for k in (1, 2, 3)],
         "budget": [{"experts": n} for n in (8, 12, 16, 20, 24, 28, 32, 40, 48)],
