@@ -13,6 +13,11 @@ draws of text as there are seeds, all policies on the same text. Intervals are p
 bootstraps over batches of sequences: ratios of a policy's bits and bytes to plain top-k's, and
 of its bytes to `marginal`'s. Plain top-k with fewer experts is a policy like all others.
 
+Printed as well is how far each policy's curve on dev lies from `marginal`'s: weight bytes of each
+of its settings over those of `marginal` at equal bits per byte (between two of its settings: some
+batches with one, some with the other), the least of them. Below 1 a policy is cheaper somewhere.
+`--show FILE` prints again what `--out` wrote.
+
 `--speed` times routing alone instead: `route` against softmax and top-k, at 128 experts, k = 8.
 """
 
@@ -146,12 +151,18 @@ def main() -> None:
     parser.add_argument("--quality", type=float, default=0.01, help="bits per byte given, a share")
     parser.add_argument("--policies", nargs="+", help="only these, besides top-k and marginal")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--show", type=Path, nargs="+", help="print what --out wrote")
     parser.add_argument("--speed", action="store_true", help="time routing alone")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore", TableDriftWarning)
     if arguments.speed:
         speed()
+        return
+    if arguments.show:
+        for path in arguments.show:
+            for batch, found in json.loads(path.read_text())["batches"].items():
+                print_batch(int(batch), found, arguments.quality)
         return
     if arguments.sdists is None:
         sys.exit("name the folder of the source distributions with --sdists")
@@ -274,7 +285,41 @@ def print_batch(batch: int, found: dict[str, Any], quality: float) -> None:
             f"{_band(ratio['bytes_to_topk'])} {_band(ratio['bytes_to_marginal'])} "
             f"{mean['predicted_us']:6.1f} {mean['predicted_mj']:6.1f}"
         )
+    print("least weight bytes over marginal's at equal bits, on dev:")
+    for ratio, name in sorted(at_equal_bits(found["dev"]).values()):
+        print(f"  {name:38} {ratio:6.3f}")
     sys.stdout.flush()
+
+
+def at_equal_bits(tried: dict[str, dict[str, float]]) -> dict[str, tuple[float, str]]:
+    """Return by policy the least bytes over `marginal`'s at equal bits, and the setting."""
+    ours = [each for name, each in tried.items() if name.split()[0] in ("topk", "marginal")]
+    corners = sorted((each["bits_per_byte"], each["weight_bytes"]) for each in ours)
+    hull: list[tuple[float, float]] = []
+    for point in corners:
+        while hull and (point[1] >= hull[-1][1] or _above(hull, point)):
+            if point[1] >= hull[-1][1]:
+                break
+            hull.pop()
+        else:
+            hull.append(point)
+    bits, size = (np.array(column) for column in zip(*hull, strict=True))
+    found: dict[str, tuple[float, str]] = {}
+    for name, each in tried.items():
+        policy = name.split()[0]
+        if policy in ("topk", "marginal") or not bits[0] <= each["bits_per_byte"] <= bits[-1]:
+            continue
+        ratio = each["weight_bytes"] / float(np.interp(each["bits_per_byte"], bits, size))
+        found[policy] = min(found.get(policy, (np.inf, "")), (ratio, name))
+    return found
+
+
+def _above(hull: list[tuple[float, float]], point: tuple[float, float]) -> bool:
+    """Say if the last corner lies above the line from the one before it to `point`."""
+    if len(hull) < 2:
+        return False
+    (x0, y0), (x1, y1) = hull[-2:]
+    return (y1 - y0) * (point[0] - x0) >= (point[1] - y0) * (x1 - x0)
 
 
 def _band(values: list[float]) -> str:
