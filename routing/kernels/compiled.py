@@ -19,7 +19,8 @@ from pathlib import Path
 
 from costprof.core.files import replacing
 
-_FLAGS = ("-O3", "-fPIC", "-shared")
+# No product and sum in one rounding: results are those of the tensor code.
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared")
 _TIMEOUT_S = 60
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def library(source_name: str) -> ctypes.CDLL | None:
 
 def _built(source_name: str, compiler: str) -> Path:
     source = importlib.resources.files(__package__).joinpath(source_name).read_bytes()
-    identity = " ".join((compiler, *_FLAGS, platform.machine(), platform.libc_ver()[1]))
+    identity = " ".join((compiler, *_FLAGS, platform.libc_ver()[1], _processor()))
     name = hashlib.sha256(source + identity.encode()).hexdigest()[:16]
     path = _cache() / f"{Path(source_name).stem}-{name}.so"
     if not path.exists():
@@ -57,6 +58,16 @@ def _built(source_name: str, compiler: str) -> Path:
                 timeout=_TIMEOUT_S,
             )
     return path
+
+
+def _processor() -> str:
+    """What the processor can do: a folder may be shared by machines that differ in it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.machine()
+    found = [line for line in text.splitlines() if line.lower().startswith(("flags", "features"))]
+    return f"{platform.machine()} {next(iter(found), '')}"
 
 
 def _cache() -> Path:

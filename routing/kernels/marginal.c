@@ -31,6 +31,30 @@ static int by_price(const void *a, const void *b) {
     return x->expert < y->expert ? -1 : x->expert > y->expert;
 }
 
+/* A whole number in the order of the floats: comparing those, unlike floats, is vectorised. */
+static int32_t ordered(float x) {
+    int32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+
+static int32_t largest(const int32_t *keys, int64_t size) {
+    int32_t most = INT32_MIN;
+    for (int64_t e = 0; e < size; e++) most = keys[e] > most ? keys[e] : most;
+    return most;
+}
+
+/* Whether all of a row is finite: no exponent is all ones. */
+static int all_finite(const float *row, int64_t size) {
+    int32_t broken = 0;
+    for (int64_t e = 0; e < size; e++) {
+        int32_t bits;
+        memcpy(&bits, &row[e], sizeof bits);
+        broken |= (bits & 0x7f800000) == 0x7f800000;
+    }
+    return !broken;
+}
+
 static double expert_price(const Problem *p, int64_t expert, int64_t count, int column) {
     int64_t within = count < p->max_tokens ? count : p->max_tokens;
     double price = p->values[2 * (within * p->classes + p->class_index[expert]) + column];
@@ -78,19 +102,22 @@ static void savings(const Problem *p, const int64_t *counts, const double whole[
 /* Which of the `offered` experts, cheapest first, may all go; see pruning.drop_ranks.
  *
  * In each of two rounds rows add up their shares by price and object to what goes beyond their
- * slack; `state[e]` becomes 1 in the round after which expert e may go. `order` [E] is each
- * expert's place by price; `objections` [E], `lost` [T] and `slots` [T, k] are scratch.
+ * slack; `state[e]` becomes the round after which expert e may go. `offers` [E] are in the order of
+ * the experts; `objections` [E], `lost` [T] and `slots` [T, k] are scratch.
  */
 static void vote(const Problem *p, const int64_t *plain, const int64_t *share,
-                 const int64_t *order, uint8_t *offered, uint8_t *state, int64_t *objections,
+                 const Offer *offers, uint8_t *offered, uint8_t *state, int64_t *objections,
                  int64_t *lost, int64_t *slots) {
     const int64_t T = p->rows, E = p->experts, K = p->top_k;
     memset(lost, 0, (size_t)T * sizeof(int64_t));
     for (int64_t t = 0; t < T; t++)
         for (int64_t j = 0; j < K; j++) {
             int64_t slot = t * K + j, to = slot;
-            for (; to > t * K && order[plain[slots[to - 1]]] > order[plain[slot]]; to--)
+            for (; to > t * K; to--) {
+                const Offer *before = &offers[plain[slots[to - 1]]];
+                if (by_price(before, &offers[plain[slot]]) <= 0) break;
                 slots[to] = slots[to - 1];
+            }
             slots[to] = slot;
         }
     for (int round = 1; round <= 2; round++) {
@@ -120,20 +147,22 @@ static void vote(const Problem *p, const int64_t *plain, const int64_t *share,
  * A slot that finds none points at the row's first expert.
  */
 static void refill(const Problem *p, const float *ranking, const int64_t *plain,
-                   const uint8_t *open, int64_t *indices, uint8_t *used, uint8_t *own) {
-    for (int64_t j = 0; j < p->top_k; j++) own[plain[j]] = 1;
+                   const uint8_t *open, int64_t *indices, uint8_t *used, int32_t *keys) {
+    const int32_t forbidden = ordered(-INFINITY);
+    for (int64_t e = 0; e < p->experts; e++) keys[e] = open[e] ? ordered(ranking[e]) : INT32_MIN;
+    for (int64_t j = 0; j < p->top_k; j++) keys[plain[j]] = INT32_MIN;
     for (int64_t j = 0; j < p->top_k; j++) {
         if (open[plain[j]]) continue;
-        int64_t best = -1;
-        for (int64_t e = 0; e < p->experts; e++)
-            if (open[e] && !own[e] && ranking[e] > -INFINITY &&
-                (best < 0 || ranking[e] > ranking[best]))
-                best = e;
-        used[j] = best >= 0;
-        indices[j] = best >= 0 ? best : indices[0]; /* the first is always kept */
-        if (best >= 0) own[best] = 1;
+        int32_t most = largest(keys, p->experts);
+        int64_t best = 0;
+        used[j] = most > forbidden;
+        if (used[j])
+            while (keys[best] != most) best++;
+        else
+            best = indices[0]; /* the first is always kept */
+        indices[j] = best;
+        keys[best] = INT32_MIN;
     }
-    for (int64_t j = 0; j < p->top_k; j++) own[plain[j]] = own[indices[j]] = 0;
 }
 
 /* Returns 1 where anything changed, 0 where plain top-k stays, -1 where memory ran out.
@@ -146,16 +175,17 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
                       const uint8_t *changeable, int64_t *indices, float *weights, uint8_t *used,
                       double *lost, int64_t *counts) {
     const int64_t T = p->rows, E = p->experts, K = p->top_k;
-    int64_t *whole_numbers = calloc((size_t)(5 * E + T * (2 * K + 1)), sizeof(int64_t));
+    int64_t *whole_numbers = calloc((size_t)(4 * E + T * (2 * K + 1)), sizeof(int64_t));
     double *saving = malloc((size_t)E * sizeof(double));
     Offer *offers = malloc((size_t)E * sizeof(Offer));
     uint8_t *flags = calloc((size_t)(5 * E), 1);
     int changed = -1;
-    if (!whole_numbers || !saving || !offers || !flags) goto done;
+    int32_t *keys = malloc((size_t)E * sizeof(int32_t));
+    if (!whole_numbers || !saving || !offers || !flags || !keys) goto done;
     int64_t *mass = whole_numbers, *keepers = mass + E, *after = keepers + E;
-    int64_t *order = after + E, *objections = order + E, *share = objections + E;
+    int64_t *objections = after + E, *share = objections + E;
     int64_t *row_lost = share + T * K, *slots = row_lost + T;
-    uint8_t *gone = flags, *open = gone + E, *own = open + E, *offered = own + E;
+    uint8_t *gone = flags, *open = gone + E, *awake = open + E, *offered = awake + E;
     uint8_t *state = offered + E;
 
     int64_t real_rows = 0;
@@ -166,7 +196,7 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
         int may = changeable ? changeable[t] : 1;
         if (real && !real[t]) continue;
         real_rows++;
-        for (int64_t e = 0; may && e < E; e++) may = isfinite(row[e]);
+        may = may && all_finite(row, E);
         double total = 0.0;
         for (int64_t j = 0; j < K; j++) total += (double)row[chosen[j]];
         if (total < 1.1754943508222875e-38) total = 1.1754943508222875e-38;
@@ -178,26 +208,27 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
             counts[e]++;
         }
     }
+    for (int64_t e = 0; e < E; e++) awake[e] = counts[e] > 0;
     /* What rows lose net of the best expert they would get instead: pruning.net_shares. */
     for (int64_t t = 0; t < T; t++) {
         const float *row = scores + t * E, *rank = ranking + t * E;
         const int64_t *chosen = plain + t * K;
         if (share[t * K] == 0) continue; /* not real, or not changeable */
         double total = 0.0;
+        for (int64_t e = 0; e < E; e++) keys[e] = awake[e] ? ordered(row[e]) : 0;
+        if (ranking != scores)
+            for (int64_t e = 0; e < E; e++) keys[e] = rank[e] > -INFINITY ? keys[e] : 0;
         for (int64_t j = 0; j < K; j++) {
             total += (double)row[chosen[j]];
-            own[chosen[j]] = 1;
+            keys[chosen[j]] = 0;
         }
         if (total < 1.1754943508222875e-38) total = 1.1754943508222875e-38;
-        float instead = 0.0f;
-        for (int64_t e = 0; e < E; e++) {
-            float open_score = counts[e] > 0 && !own[e] && rank[e] > -INFINITY ? row[e] : 0.0f;
-            instead = open_score > instead ? open_score : instead;
-        }
+        int32_t most = largest(keys, E); /* of scores, at least 0: their bits are in order */
+        float instead;
+        memcpy(&instead, &most, sizeof instead);
         for (int64_t j = 0; j < K; j++) {
             double less = (double)row[chosen[j]] - (double)instead;
             if (less > 0.0) mass[chosen[j]] += (int64_t)(less / total * ONE);
-            own[chosen[j]] = 0;
         }
     }
     double whole[2], then[2];
@@ -208,9 +239,8 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
         offers[e].price = offered[e] ? (double)mass[e] / saving[e] : INFINITY;
         offers[e].expert = e;
     }
-    qsort(offers, (size_t)E, sizeof(Offer), by_price);
-    for (int64_t at = 0; at < E; at++) order[offers[at].expert] = at;
-    vote(p, plain, share, order, offered, state, objections, row_lost, slots);
+    vote(p, plain, share, offers, offered, state, objections, row_lost, slots);
+    if (p->budget < 1.0) qsort(offers, (size_t)E, sizeof(Offer), by_price);
     double saved = 0.0, fair = p->lam * ONE * (double)real_rows;
     changed = 0;
     for (int round = 1; round <= 2; round++)
@@ -239,7 +269,7 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
         if (loses) {
             int64_t *mine = indices + t * K;
             uint8_t *slot_used = used + t * K;
-            refill(p, ranking + t * E, plain + t * K, open, mine, slot_used, own);
+            refill(p, ranking + t * E, plain + t * K, open, mine, slot_used, keys);
             float sum = 0.0f, total = 0.0f;
             for (int64_t j = 0; j < K; j++) {
                 total += plain_weights[t * K + j];
@@ -272,5 +302,6 @@ done:
     free(saving);
     free(offers);
     free(flags);
+    free(keys);
     return changed;
 }
