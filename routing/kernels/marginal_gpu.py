@@ -82,6 +82,7 @@ def decide_marginal(  # type: ignore[no-untyped-def]
     counts_out,
     share,
     price_of,
+    saving_of,
     offered_of,
     round_of,
     rows,
@@ -213,18 +214,18 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             spent = _spent(plain, share, round_of, t, is_row, TOP_K)
             for j in tl.static_range(TOP_K):
                 e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
-                own = tl.load(share + t * TOP_K + j, mask=is_row, other=0)
-                own = own * tl.load(offered_of + e, mask=is_row, other=0)
-                cost = tl.load(price_of + e, mask=is_row, other=0.0)
+                held = tl.load(share + t * TOP_K + j, mask=is_row, other=0)
+                held = held * tl.load(offered_of + e, mask=is_row, other=0)
+                own_price = tl.load(price_of + e, mask=is_row, other=0.0)
                 at_stake = spent
                 for i in tl.static_range(TOP_K):
                     other = tl.load(plain + t * TOP_K + i, mask=is_row, other=0)
                     part = tl.load(share + t * TOP_K + i, mask=is_row, other=0)
                     part = part * tl.load(offered_of + other, mask=is_row, other=0)
-                    at = tl.load(price_of + other, mask=is_row, other=0.0)
-                    first = (at < cost) | ((at == cost) & (other <= e))
-                    at_stake += tl.where(first, part, 0)
-                objects = (own > 0) & (at_stake > slack)
+                    their_price = tl.load(price_of + other, mask=is_row, other=0.0)
+                    sooner = (their_price < own_price) | ((their_price == own_price) & (other <= e))
+                    at_stake += tl.where(sooner, part, 0)
+                objects = (held > 0) & (at_stake > slack)
                 hit = (cols[None, :] == e[:, None]) & objects[:, None]
                 objections += tl.sum(hit.to(tl.int32), axis=0)
         goes = open_offers & (objections == 0)
@@ -234,14 +235,17 @@ def decide_marginal(  # type: ignore[no-untyped-def]
     may_go = state > 0
     gone = price < lam * ONE * tl.sum(real_rows, axis=0).to(tl.float64)
     if BUDGETED:
-        # What all earlier offers save: by comparing every pair, as no block sorts this well.
-        earlier = state[None, :] < state[:, None]
-        cheaper = (state[None, :] == state[:, None]) & (
-            (price[None, :] < price[:, None])
-            | ((price[None, :] == price[:, None]) & (cols[None, :] < cols[:, None]))
-        )
-        ahead = (earlier | cheaper) & may_go[None, :]
-        saved = tl.sum(tl.where(ahead, saving[None, :], 0.0), axis=1)
+        # What all earlier offers save, one after the other: no block sorts this well.
+        tl.store(round_of + cols, state, mask=expert)
+        tl.store(saving_of + cols, saving, mask=expert)
+        tl.debug_barrier()
+        saved = tl.zeros([BLOCK_E], dtype=tl.float64)
+        for other in range(experts):
+            one_round = tl.load(round_of + other)
+            one_price = tl.load(price_of + other)
+            cheaper = (one_price < price) | ((one_price == price) & (other < cols))
+            ahead = (one_round < state) | ((one_round == state) & cheaper)
+            saved += tl.where(ahead & (one_round > 0), tl.load(saving_of + other), 0.0)
         gone = gone | (saved < 1.0 - budget)
     gone = gone & may_go
     is_open = active & (gone == 0)
@@ -348,7 +352,7 @@ def decide(
     lost = torch.empty(rows, dtype=torch.float64, device=device)
     counts = torch.empty(experts, dtype=torch.int64, device=device)
     share = torch.empty_like(plain.indices)
-    price_of = torch.empty(experts, dtype=torch.float64, device=device)
+    prices = torch.empty(2, experts, dtype=torch.float64, device=device)
     flags = torch.empty(2, experts, dtype=torch.int32, device=device)
     described = real is not None or changeable is not None
     width = triton.next_power_of_2(max(experts, 16))
@@ -371,7 +375,8 @@ def decide(
         lost,
         counts,
         share,
-        price_of,
+        prices[0],
+        prices[1],
         flags[0],
         flags[1],
         rows,

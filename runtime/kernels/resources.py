@@ -46,7 +46,7 @@ _DECISION = {
     **dict.fromkeys(("scores", "ranking", "plain_weights", "weights"), "*fp32"),
     **dict.fromkeys(("plain", "class_index", "indices", "counts_out", "share"), "*i64"),
     **dict.fromkeys(("real", "changeable", "used"), "*i8"),
-    **dict.fromkeys(("values", "slope", "base", "lost", "price_of"), "*fp64"),
+    **dict.fromkeys(("values", "slope", "base", "lost", "price_of", "saving_of"), "*fp64"),
     **dict.fromkeys(("offered_of", "round_of"), "*i32"),
     **dict.fromkeys(("rows", "experts", "classes", "max_tokens"), "i32"),
     "slack": "i64",

@@ -42,8 +42,9 @@ def test_shipped_kernels_spill_nothing_and_use_the_tensor_cores(
         print("\n" + table(found))
     products = [each for each in found if each.tensor_core]
     plain = [each.kernel for each in found if not each.tensor_core and "float32" not in each.kernel]
-    # The schedule, permutation and scales: nothing else does without tensor cores.
+    # Schedule, permutation, scales and routing: nothing else does without tensor cores.
     small = {"list_tiles", "rank_slots", "copy_rows", "combine_rows", "row_scales_kernel"}
+    small.add("decide_marginal")
     assert {name.split()[0] for name in plain} == small
     assert len([each for each in found if each.kernel.endswith(" row")]) == len(RULE_OF_THUMB)
     for each in found:
