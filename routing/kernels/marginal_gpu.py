@@ -22,7 +22,7 @@ from costprof.routing.pruning import ONE
 
 
 class Block(NamedTuple):
-    """Rows walked at once, and warps, by the width of the experts: what spills no registers (on sm_80, few)."""
+    """Rows walked at once, and warps: what spills no registers, or on sm_80 a few."""
 
     rows: int
     warps: int
