@@ -20,8 +20,6 @@ batches with one, some with the other), the least of them. Below 1 a policy is c
 
 `--prefill` rounds the token counts of prompts to tiles instead (`tile_round`, with prompts changed
 by their own later tokens: not causal, for offline work): predicted µs, tiles, gate mass lost.
-
-`--speed` times routing alone instead: `route` against softmax and top-k, at 128 experts, k = 8.
 """
 
 from __future__ import annotations
@@ -30,9 +28,7 @@ import argparse
 import json
 import statistics
 import sys
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +38,7 @@ import torch
 
 from costprof.costmodel.compatibility import TableDriftWarning
 from costprof.costmodel.table import CostTable
-from costprof.routing import POLICIES, Gate, Marginal, Rows, TopK, route, static_optimal
+from costprof.routing import POLICIES, Rows, TopK, route, static_optimal
 from costprof.routing.contract import Policy
 from costprof.runtime.small_lm.checkpoint import load_checkpoint
 from costprof.runtime.small_lm.evaluate import Evaluation, evaluate, judged_text
@@ -164,13 +160,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--show", type=Path, nargs="+", help="print what --out wrote")
     parser.add_argument("--prefill", action="store_true", help="round prompts to tiles")
-    parser.add_argument("--speed", action="store_true", help="time routing alone")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore", TableDriftWarning)
-    if arguments.speed:
-        speed()
-        return
     if arguments.show:
         for path in arguments.show:
             for batch, found in json.loads(path.read_text())["batches"].items():
@@ -378,58 +370,6 @@ def prefill(model: SmallLM, corpus: Corpus, draws: int = 4, length: int = 256) -
                     f"{statistics.fmean(gains):.3f} ({min(gains):.3f}), tiles "
                     f"{statistics.fmean(padded):.3f}, mass lost {statistics.fmean(lost):.3f}"
                 )
-
-
-def speed() -> None:
-    """Time `route` under each policy against softmax and top-k, in turn, one thread."""
-    table, experts, top_k = CostTable.shipped("Qwen3-30B-A3B"), 128, 8
-    gate = Gate(top_k=top_k)
-    generator = torch.Generator().manual_seed(0)
-    policies: dict[str, Policy] = {
-        "topk": TopK(),
-        "marginal": Marginal(lam=0.5),
-        "oea": POLICIES["oea"](k0=4),
-        "budget": POLICIES["budget"](experts=48),
-    }
-    print(f"E={experts}, k={top_k}, one CPU thread, measured; us: median (least) of rounds")
-    with torch.inference_mode():
-        for tokens in (1, 8, 16, 32, 64):
-            logits = torch.randn(tokens, experts, generator=generator) * 1.5
-
-            def plain(logits: torch.Tensor = logits) -> None:
-                weights, _ = torch.softmax(logits, -1).topk(top_k, -1)
-                weights / weights.sum(-1, keepdim=True)
-
-            calls: dict[str, Callable[[], object]] = {"softmax + top-k": plain}
-            for name, policy in policies.items():
-                calls[name] = lambda policy=policy, logits=logits: route(
-                    logits, table=table, gate=gate, policy=policy
-                )
-            times = timed(calls)
-            floor = statistics.median(times["softmax + top-k"])
-            for name, each in times.items():
-                middle = statistics.median(each)
-                print(
-                    f"T={tokens:3} {name:16} {middle:7.1f} ({min(each):6.1f})  "
-                    f"+{middle - floor:6.1f} us, {middle / floor:5.2f} x"
-                )
-
-
-def timed(
-    calls: dict[str, Callable[[], object]], rounds: int = 25, per_round: int = 40
-) -> dict[str, list[float]]:
-    """Return µs a call, by round, the calls taking turns."""
-    for call in calls.values():
-        for _ in range(per_round):
-            call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            for _ in range(per_round):
-                call()
-            times[name].append((time.perf_counter() - began) / per_round * 1e6)
-    return times
 
 
 if __name__ == "__main__":

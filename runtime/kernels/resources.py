@@ -26,7 +26,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from costprof.core.errors import ToolError
-from costprof.routing.kernels import marginal_gpu
+from costprof.routing.kernels.marginal_gpu import block_for
+from costprof.routing.kernels.marginal_triton import decide_marginal
 from costprof.routing.pruning import ONE
 from costprof.runtime.kernels import triton_linear, triton_permute, triton_schedule
 from costprof.runtime.kernels.tiles import Tile, rule_of_thumb
@@ -246,11 +247,11 @@ def _small_kernels(arch: int) -> list[Resources]:
         ),
         *(
             small(
-                marginal_gpu.decide_marginal,
+                decide_marginal,
                 _DECISION,
-                num_warps=marginal_gpu.block_for(experts).warps,
+                num_warps=block_for(experts).warps,
                 TOP_K=8,
-                BLOCK_T=marginal_gpu.block_for(experts).rows,
+                BLOCK_T=block_for(experts).rows,
                 BLOCK_E=experts,
                 ONE=float(ONE),
                 DESCRIBED=described,

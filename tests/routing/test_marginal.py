@@ -10,28 +10,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from policy_batches import EQUAL, GATES, MIXED, E
 from torch import Tensor
 
 from costprof.core.errors import InputError, TableError
 from costprof.costmodel.table import CostTable
 from costprof.routing import Assignment, Gate, Marginal, Rows, TopK, route
-
-E = 16
-EQUAL = [(100.0, 1.0, 2.0)] * E
-MIXED = [(100.0, 1.0, 2.0), (20.0, 6.0, 3.0)] * (E // 2)
-GATES = [
-    Gate(top_k=4),
-    Gate(top_k=4, renormalise=False),
-    Gate(
-        top_k=3,
-        score="sigmoid",
-        bias=torch.linspace(-0.2, 0.2, E),
-        n_group=4,
-        topk_group=2,
-        scaling=2.5,
-    ),
-    Gate(top_k=3, bias=torch.linspace(-0.02, 0.02, E), n_group=4, topk_group=3, group_top=1),
-]
 
 
 @pytest.fixture(scope="module")
