@@ -124,6 +124,8 @@ def rank_counts(
 def _balanced(tokens: int, experts: int, top_k: int) -> Counts:
     """Token t's jth expert lies j strides on from t; few tokens are themselves spread out."""
     stride = -(-experts // top_k)
+    if (top_k - 1) * stride >= experts:  # the last would come round to the first again
+        stride = experts // top_k
     start = np.arange(tokens, dtype=np.float64)
     if tokens < stride:
         start *= stride / tokens

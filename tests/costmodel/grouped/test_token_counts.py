@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from costprof.core.errors import InputError
@@ -12,6 +12,7 @@ from costprof.costmodel.grouped.token_counts import TILE_ROWS, rank_counts, rank
 
 
 @settings(max_examples=60, deadline=None)
+@example(tokens=1, log_experts=3, top_k=5, log_ep=0, routing="balanced")
 @given(
     tokens=st.integers(1, 300),
     log_experts=st.integers(1, 6),
