@@ -27,7 +27,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     policies: dict[str, Policy] = {
         "topk": TopK(),
-        "marginal": Marginal(lam=0.5),
+        "marginal": Marginal(lam=0.05),
         "oea": POLICIES["oea"](k0=4),
         "budget": POLICIES["budget"](experts=48),
     }

@@ -19,7 +19,7 @@ from costprof.routing.objective import Objective
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "topk": {},
-    "marginal": {"lam": 0.5},
+    "marginal": {"lam": 0.05},
     "fewer": {},
     "skip": {"beta": 0.3},
     "oea": {},

@@ -27,18 +27,21 @@ def gate_shares(plain: Selection) -> Tensor:
     return (scores / total * ONE).to(torch.int64)
 
 
-def net_shares(plain: Selection, awake: Tensor) -> Tensor:
-    """What a row really gives up with each slot, [T, k] int64 in units of 1 / `ONE`.
+def saliency(plain: Selection, awake: Tensor) -> Tensor:
+    """How much a row's output is expected to suffer without each slot, [T, k] int64, 1 / `ONE`.
 
-    The share of the slot's expert less that of the best expert it would get instead: of those
-    `awake` [E] in the batch that it does not have and the gate allows. At least 0.
+    The share of the slot's expert times its net share: less that of the best expert the row would
+    get instead, of those `awake` [E] in the batch that it does not have and the gate allows; at
+    least 0. Of second order, as in Optimal Brain Damage (LeCun et al., 1990): what a trained model
+    loses grows with the square of how far its output moves, the first order averages out.
     """
     closed = (plain.ranking == -torch.inf) | ~awake
     closed = closed.scatter(-1, plain.indices, True)
     instead = plain.scores.masked_fill(closed, 0.0).amax(dim=-1, keepdim=True).double()
     scores = plain.scores.gather(-1, plain.indices).double()
     total = scores.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return ((scores - instead).clamp_min(0.0) / total * ONE).to(torch.int64)
+    net = (scores - instead).clamp_min(0.0) / total
+    return (scores / total * net * ONE).to(torch.int64)
 
 
 def sum_by_expert(indices: Tensor, values: Tensor, n_experts: int) -> Tensor:

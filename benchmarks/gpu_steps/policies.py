@@ -39,8 +39,8 @@ REHEARSAL = TimingSpec(target_ms=30, remeasure=0, threads=1)
 PLAIN = "top-k"
 POLICIES: dict[str, Policy] = {
     PLAIN: TopK(),
-    "marginal, latency": Marginal(lam=0.5, objective="latency"),
-    "marginal, energy": Marginal(lam=0.5, objective="energy"),
+    "marginal, latency": Marginal(lam=0.05, objective="latency"),
+    "marginal, energy": Marginal(lam=0.05, objective="energy"),
 }
 """Every policy there is; `lam` is that of `costprof route`."""
 

@@ -209,7 +209,7 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
         }
     }
     for (int64_t e = 0; e < E; e++) awake[e] = counts[e] > 0;
-    /* What rows lose net of the best expert they would get instead: pruning.net_shares. */
+    /* How much rows suffer, by the best expert they would get instead: pruning.saliency. */
     for (int64_t t = 0; t < T; t++) {
         const float *row = scores + t * E, *rank = ranking + t * E;
         const int64_t *chosen = plain + t * K;
@@ -227,8 +227,8 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
         float instead;
         memcpy(&instead, &most, sizeof instead);
         for (int64_t j = 0; j < K; j++) {
-            double less = (double)row[chosen[j]] - (double)instead;
-            if (less > 0.0) mass[chosen[j]] += (int64_t)(less / total * ONE);
+            double score = (double)row[chosen[j]], less = score - (double)instead;
+            if (less > 0.0) mass[chosen[j]] += (int64_t)(score / total * (less / total) * ONE);
         }
     }
     double whole[2], then[2];

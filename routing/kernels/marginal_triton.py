@@ -115,7 +115,7 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             else:
                 keepers += tl.sum((hit & (may == 0)[:, None]).to(tl.int64), axis=0)
 
-    # What rows lose net of the best expert they would get instead: pruning.net_shares.
+    # How much rows suffer, by the best expert they would get instead: pruning.saliency.
     tl.debug_barrier()
     for start in range(0, rows, BLOCK_T):
         t = start + tl.arange(0, BLOCK_T)
@@ -136,8 +136,8 @@ def decide_marginal(  # type: ignore[no-untyped-def]
         for j in tl.static_range(TOP_K):
             e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
             score = tl.load(scores + t * experts + e, mask=is_row, other=0.0).to(tl.float64)
-            less = tl.maximum(score - instead, 0.0) / total * ONE
-            part = tl.where(changes, less, 0.0).to(tl.int64)
+            net = tl.maximum(score - instead, 0.0) / total
+            part = tl.where(changes, score / total * net * ONE, 0.0).to(tl.int64)
             hit = cols[None, :] == e[:, None]
             mass += tl.sum(tl.where(hit, part[:, None], 0), axis=0)
 

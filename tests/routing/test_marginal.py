@@ -198,7 +198,7 @@ def test_energy_and_latency_can_ask_for_different_experts(
     logits = torch.log(torch.tensor([[0.5, 0.02, 0.24, 0.24]]))
     dropped = {}
     for objective_name in ("latency", "energy"):
-        policy = Marginal(lam=0.5, q=0.5, objective=objective_name)
+        policy = Marginal(lam=0.12, q=0.5, objective=objective_name)
         got = route(logits, table=table, gate=Gate(top_k=3), policy=policy)
         dropped[objective_name] = [e for e in (2, 3) if got.counts[e] == 0]
     assert dropped == {"latency": [2], "energy": [3]}
