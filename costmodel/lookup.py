@@ -19,7 +19,7 @@ COLUMNS = ("latency_us", "energy_mj")
 """What the two columns of a price are."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class DenseLookup:
     """Prices of `E` experts in `C` classes at 0 … `max_tokens`; beyond, linear.
 

@@ -35,6 +35,32 @@ def _function() -> ctypes._NamedFuncPointer | None:
     return function
 
 
+@functools.lru_cache(maxsize=64)
+def _problem(
+    rows: int, experts: int, top_k: int, lookup: DenseLookup, terms: Terms
+) -> ctypes.Structure:
+    """Return what C is told of a batch's size and prices; it only reads, so batches share it.
+
+    The cache holds `lookup`, whose addresses these are.
+    """
+    return _Problem(
+        rows,
+        experts,
+        top_k,
+        lookup.n_classes,
+        lookup.max_tokens,
+        terms.slack,
+        terms.latency_weight,
+        terms.energy_weight,
+        terms.lam,
+        terms.budget,
+        *(
+            each.data_ptr()
+            for each in (lookup.values, lookup.class_index, lookup.slope, lookup.base)
+        ),
+    )
+
+
 def available() -> bool:
     """Whether this machine could compile the code."""
     return _function() is not None
@@ -63,28 +89,12 @@ def decide(
     indices, weights = plain.indices.contiguous(), plain.weights.contiguous()
     rows, top_k = indices.shape
     experts = scores.shape[1]
-    problem = _Problem(
-        rows,
-        experts,
-        top_k,
-        lookup.n_classes,
-        lookup.max_tokens,
-        terms.slack,
-        terms.latency_weight,
-        terms.energy_weight,
-        terms.lam,
-        terms.budget,
-        lookup.values.data_ptr(),
-        lookup.class_index.data_ptr(),
-        lookup.slope.data_ptr(),
-        lookup.base.data_ptr(),
-    )
     new_indices, new_weights = torch.empty_like(indices), torch.empty_like(weights)
     used = torch.empty(rows, top_k, dtype=torch.bool)
     lost = torch.empty(rows, dtype=torch.float64)
     counts = torch.empty(experts, dtype=torch.int64)
     code = function(
-        ctypes.addressof(problem),
+        ctypes.addressof(_problem(rows, experts, top_k, lookup, terms)),
         scores.data_ptr(),
         ranking.data_ptr(),
         indices.data_ptr(),
