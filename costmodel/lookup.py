@@ -19,7 +19,7 @@ COLUMNS = ("latency_us", "energy_mj")
 """What the two columns of a price are."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class DenseLookup:
     """Prices of `E` experts in `C` classes at 0 … `max_tokens`; beyond, linear.
 
@@ -72,7 +72,7 @@ class DenseLookup:
 
         Looking spares a third of the time on a CPU; on a GPU it would wait for the device.
         """
-        if not counts.is_cpu or counts.numel() == 0:
+        if torch.compiler.is_compiling() or not counts.is_cpu or counts.numel() == 0:
             return False
         low, high = torch.aminmax(counts)
         return low.item() >= 0 and high.item() <= self.max_tokens

@@ -72,7 +72,7 @@ def select(logits: Tensor, gate: Gate) -> Selection:
     ranking = gate_ranking(scores, gate)
     best, indices = ranking.topk(gate.top_k, dim=-1)
     chosen = best if ranking is scores else scores.gather(-1, indices)
-    used, lost = _untouched(logits.shape[0], gate.top_k, logits.device)
+    used, lost = untouched(logits.shape[0], gate.top_k, logits.device)
     return Selection(
         scores=scores,
         ranking=ranking,
@@ -83,12 +83,24 @@ def select(logits: Tensor, gate: Gate) -> Selection:
     )
 
 
+def untouched(rows: int, top_k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return `used` and `gate_mass_lost` of plain top-k, made once a size.
+
+    Shared, so never written into. A trace of `torch.compile` makes its own.
+    """
+    make = _new_untouched if torch.compiler.is_compiling() else _untouched
+    return make(rows, top_k, device)
+
+
+def _new_untouched(rows: int, top_k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    used = torch.ones(rows, top_k, dtype=torch.bool, device=device)
+    return used, torch.zeros(rows, dtype=torch.float64, device=device)
+
+
 @functools.lru_cache(maxsize=64)
 def _untouched(rows: int, top_k: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return `used` and `gate_mass_lost` of plain top-k, made once a size; never written into."""
     with torch.inference_mode(False):
-        used = torch.ones(rows, top_k, dtype=torch.bool, device=device)
-        return used, torch.zeros(rows, dtype=torch.float64, device=device)
+        return _new_untouched(rows, top_k, device)
 
 
 def check_gate(gate: Gate, n_experts: int) -> None:

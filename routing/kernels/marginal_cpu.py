@@ -24,6 +24,10 @@ class _Problem(ctypes.Structure):
     )
 
 
+_problem = functools.lru_cache(maxsize=256)(_Problem)
+"""Batches of one size and layer share what C is told of both, which it only reads."""
+
+
 @functools.cache
 def _function() -> ctypes._NamedFuncPointer | None:
     found = library("marginal.c")
@@ -33,32 +37,6 @@ def _function() -> ctypes._NamedFuncPointer | None:
     function.argtypes = [ctypes.c_void_p] * 12
     function.restype = ctypes.c_int
     return function
-
-
-@functools.lru_cache(maxsize=64)
-def _problem(
-    rows: int, experts: int, top_k: int, lookup: DenseLookup, terms: Terms
-) -> ctypes.Structure:
-    """Return what C is told of a batch's size and prices; it only reads, so batches share it.
-
-    The cache holds `lookup`, whose addresses these are.
-    """
-    return _Problem(
-        rows,
-        experts,
-        top_k,
-        lookup.n_classes,
-        lookup.max_tokens,
-        terms.slack,
-        terms.latency_weight,
-        terms.energy_weight,
-        terms.lam,
-        terms.budget,
-        *(
-            each.data_ptr()
-            for each in (lookup.values, lookup.class_index, lookup.slope, lookup.base)
-        ),
-    )
 
 
 def available() -> bool:
@@ -89,12 +67,28 @@ def decide(
     indices, weights = plain.indices.contiguous(), plain.weights.contiguous()
     rows, top_k = indices.shape
     experts = scores.shape[1]
+    problem = _problem(
+        rows,
+        experts,
+        top_k,
+        lookup.n_classes,
+        lookup.max_tokens,
+        terms.slack,
+        terms.latency_weight,
+        terms.energy_weight,
+        terms.lam,
+        terms.budget,
+        lookup.values.data_ptr(),
+        lookup.class_index.data_ptr(),
+        lookup.slope.data_ptr(),
+        lookup.base.data_ptr(),
+    )
     new_indices, new_weights = torch.empty_like(indices), torch.empty_like(weights)
     used = torch.empty(rows, top_k, dtype=torch.bool)
     lost = torch.empty(rows, dtype=torch.float64)
     counts = torch.empty(experts, dtype=torch.int64)
     code = function(
-        ctypes.addressof(_problem(rows, experts, top_k, lookup, terms)),
+        ctypes.addressof(problem),
         scores.data_ptr(),
         ranking.data_ptr(),
         indices.data_ptr(),
