@@ -60,21 +60,34 @@ def routed(table: CostTable, gate: Gate = GATES[0], policy: Any = POLICY) -> Rou
     return call
 
 
+def arguments(table: CostTable, gate: Gate, device: str, described: bool) -> tuple[Any, ...]:
+    plain, lookup = select(batch().to(device), gate), table.lookup(torch.device(device))
+    rows = some_rows()
+    real, changeable = rows.real.to(device), rows.lone_decode().to(device)
+    return (
+        *(plain.scores, plain.ranking, plain.indices, plain.weights),
+        *((real, changeable) if described else (None, None)),
+        *(lookup.values, lookup.class_index, lookup.slope, lookup.base),
+        *(lookup.n_classes, lookup.max_tokens),
+        *(0.5, 0.5, 1.0, 0.9, ONE // 2),
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("described", [False, True])
 @pytest.mark.parametrize("gate", GATES, ids=["softmax", "grouped"])
-def test_the_operator_is_well_registered(table: CostTable, gate: Gate, described: bool) -> None:
-    plain, lookup = select(batch(), gate), table.lookup(torch.device("cpu"))
-    rows = some_rows()
-    torch.library.opcheck(
-        op.marginal,
-        (
-            *(plain.scores, plain.ranking, plain.indices, plain.weights),
-            *((rows.real, rows.lone_decode()) if described else (None, None)),
-            *(lookup.values, lookup.class_index, lookup.slope, lookup.base),
-            *(lookup.n_classes, lookup.max_tokens),
-            *(0.5, 0.5, 1.0, 0.9, ONE // 2),
-        ),
-    )
+def test_the_operator_is_well_registered(
+    table: CostTable, gate: Gate, described: bool, device: str
+) -> None:
+    torch.library.opcheck(op.marginal, arguments(table, gate, device, described))
+
+
+@pytest.mark.parametrize("gate", GATES, ids=["softmax", "grouped"])
+def test_its_shapes_need_no_values(table: CostTable, gate: Gate) -> None:
+    expected = op.marginal(*arguments(table, gate, "cpu", True))
+    got = op.marginal(*arguments(table, gate, "meta", True))
+    assert all(each.is_meta for each in got)
+    assert [(a.shape, a.dtype) for a in got] == [(a.shape, a.dtype) for a in expected]
 
 
 @pytest.mark.parametrize("described", [False, True])
