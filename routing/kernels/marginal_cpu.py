@@ -65,6 +65,9 @@ def decide(
     assert function is not None
     scores, ranking = plain.scores.contiguous(), plain.ranking.contiguous()
     indices, weights = plain.indices.contiguous(), plain.weights.contiguous()
+    # Held here, as C gets addresses alone.
+    real = None if real is None else real.contiguous()
+    changeable = None if changeable is None else changeable.contiguous()
     rows, top_k = indices.shape
     experts = scores.shape[1]
     problem = _problem(
@@ -93,8 +96,8 @@ def decide(
         ranking.data_ptr(),
         indices.data_ptr(),
         weights.data_ptr(),
-        None if real is None else real.contiguous().data_ptr(),
-        None if changeable is None else changeable.contiguous().data_ptr(),
+        None if real is None else real.data_ptr(),
+        None if changeable is None else changeable.data_ptr(),
         new_indices.data_ptr(),
         new_weights.data_ptr(),
         used.data_ptr(),
