@@ -183,12 +183,18 @@ class Selection:
     counts: Tensor | None = None
 
 
-@functools.lru_cache(maxsize=64)
 def undescribed(tokens: int, device: torch.device) -> Rows:
     """Return what `route` takes for `rows` it is not told of: `Rows.decode`, made once a size.
 
-    Shared, so never written into.
+    Shared, so never written into. A trace of `torch.compile` makes its own.
     """
+    if torch.compiler.is_compiling():
+        return Rows.decode(tokens, device=device)
+    return _undescribed(tokens, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _undescribed(tokens: int, device: torch.device) -> Rows:
     with torch.inference_mode(False):
         return Rows.decode(tokens, device=device)
 

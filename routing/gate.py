@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -47,7 +49,10 @@ def gate_ranking(scores: Tensor, gate: Gate) -> Tensor:
 def gate_weights(weights: Tensor, gate: Gate) -> Tensor:
     """Weights [T, k] of experts whose scores are `weights` [T, k]."""
     if gate.renormalise:
-        weights = weights / (weights.sum(dim=-1, keepdim=True) + _TINY)
+        total = weights.sum(dim=-1, keepdim=True)
+        # A softmax not biased gives its best experts about 1 / E or more: no sum can underflow.
+        safe = gate.score == "softmax" and gate.bias is None
+        weights = weights / (total if safe else total + _TINY)
     return weights if gate.scaling == 1.0 else weights * gate.scaling
 
 
@@ -65,16 +70,37 @@ def select(logits: Tensor, gate: Gate) -> Selection:
         )
     scores = gate_scores(logits, gate)
     ranking = gate_ranking(scores, gate)
-    best = ranking.topk(gate.top_k, dim=-1)
-    chosen = best.values if ranking is scores else scores.gather(-1, best.indices)
+    best, indices = ranking.topk(gate.top_k, dim=-1)
+    chosen = best if ranking is scores else scores.gather(-1, indices)
+    used, lost = untouched(logits.shape[0], gate.top_k, logits.device)
     return Selection(
         scores=scores,
         ranking=ranking,
-        indices=best.indices,
+        indices=indices,
         weights=gate_weights(chosen, gate),
-        used=torch.ones_like(best.indices, dtype=torch.bool),
-        gate_mass_lost=torch.zeros(logits.shape[0], dtype=torch.float64, device=logits.device),
+        used=used,
+        gate_mass_lost=lost,
     )
+
+
+def untouched(rows: int, top_k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return `used` and `gate_mass_lost` of plain top-k, made once a size.
+
+    Shared, so never written into. A trace of `torch.compile` makes its own.
+    """
+    make = _new_untouched if torch.compiler.is_compiling() else _untouched
+    return make(rows, top_k, device)
+
+
+def _new_untouched(rows: int, top_k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    used = torch.ones(rows, top_k, dtype=torch.bool, device=device)
+    return used, torch.zeros(rows, dtype=torch.float64, device=device)
+
+
+@functools.lru_cache(maxsize=64)
+def _untouched(rows: int, top_k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        return _new_untouched(rows, top_k, device)
 
 
 def check_gate(gate: Gate, n_experts: int) -> None:

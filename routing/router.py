@@ -50,21 +50,22 @@ def route(
         TableError: the policy needs a price the table lacks.
     """
     plain = select(logits, gate)
-    if table.n_experts != logits.shape[1]:
+    n_rows, n_experts = logits.shape
+    if table.n_experts != n_experts:
         raise InputError(
-            f"{logits.shape[1]} router logits per row, {table.n_experts} experts in the table",
+            f"{n_experts} router logits per row, {table.n_experts} experts in the table",
             "the rows cannot be priced",
             "use the table (or its moe=) of this layer",
         )
-    if rows is not None and rows.real.shape != (logits.shape[0],):
+    if rows is not None and rows.real.shape != (n_rows,):
         raise InputError(
-            f"{logits.shape[0]} rows of logits, {rows.real.numel()} described",
+            f"{n_rows} rows of logits, {rows.real.numel()} described",
             "padding cannot be told from tokens",
             "describe each row once",
         )
     chosen = plain
     if not (policy.neutral or batch_invariant):
-        known = undescribed(logits.shape[0], logits.device) if rows is None else rows
+        known = undescribed(n_rows, logits.device) if rows is None else rows
         chosen, history = policy.choose(
             plain, table=table, state=state, rows=known, gate=gate, history=history
         )
@@ -74,13 +75,18 @@ def route(
     counts = chosen.counts
     known_slots = counts is not None and rows is None
     if counts is None:
-        counts = torch.zeros(logits.shape[1], dtype=torch.int64, device=logits.device)
+        counts = torch.zeros(n_experts, dtype=torch.int64, device=logits.device)
         counts.scatter_add_(0, indices.flatten(), used.flatten().to(torch.int64))
     lost = chosen.gate_mass_lost
     if not known_slots and (rows is not None or chosen is not plain):
         indices = _fill(indices, used, counts)
         weights = weights.masked_fill(~used, 0.0)
         lost = lost.masked_fill(~used.any(dim=-1), 0.0)
+    # What `select` shares among batches is not the caller's to write into.
+    if used is plain.used:
+        used = used.clone()
+    if lost is plain.gate_mass_lost:
+        lost = lost.clone()
     return Assignment(
         indices=indices,
         weights=weights,

@@ -4,42 +4,47 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from typing import Protocol
 
-from torch import Tensor
+import torch
 
-from costprof.costmodel.lookup import DenseLookup
 from costprof.routing.contract import Selection
-from costprof.routing.kernels import marginal_cpu
-from costprof.routing.kernels.terms import Terms
+from costprof.routing.kernels import marginal_cpu, op
+from costprof.routing.kernels.terms import Decide
+
+__all__ = ["Decide", "compiled_decision"]
 
 MOST_EXPERTS_ON_GPU = 512
 """One thread block holds a number for each expert, and under a budget one for each pair."""
 
 
-class Decide(Protocol):
-    """A compiled decision; see `marginal_cpu.decide`."""
-
-    def __call__(
-        self,
-        plain: Selection,
-        lookup: DenseLookup,
-        terms: Terms,
-        *,
-        real: Tensor | None,
-        changeable: Tensor | None,
-    ) -> Selection:
-        """Return the selection, counts with it."""
-        ...
-
-
 def compiled_decision(plain: Selection) -> Decide | None:
-    """Return what decides on `plain` where it lies, or None: tensors have to."""
-    if plain.scores.is_cpu:
-        return marginal_cpu.decide if marginal_cpu.available() else None
-    if not plain.scores.is_cuda or plain.scores.shape[1] > MOST_EXPERTS_ON_GPU:
+    """Return what decides on `plain` where it lies, or None: tensors have to.
+
+    So they do where weights have a gradient, which compiled code would not pass on. In a trace of
+    `torch.compile` it is an operator that decides.
+    """
+    scores = plain.scores
+    if plain.weights.requires_grad:
         return None
-    return _on_gpu()
+    if scores.is_cuda and scores.shape[1] > MOST_EXPERTS_ON_GPU:
+        return None
+    if torch.compiler.is_compiling():
+        return op.decide if _exists(scores.device.type) else None
+    if scores.is_cpu:
+        return _on_cpu()
+    return _on_gpu() if scores.is_cuda else None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _exists(device_type: str) -> bool:
+    """Whether this machine has a compiled decision; asked once a trace."""
+    if device_type == "cpu":
+        return _on_cpu() is not None
+    return device_type == "cuda" and _on_gpu() is not None
+
+
+def _on_cpu() -> Decide | None:
+    return marginal_cpu.decide if marginal_cpu.available() else None
 
 
 @functools.cache

@@ -103,34 +103,36 @@ static void savings(const Problem *p, const int64_t *counts, const double whole[
  *
  * In each of two rounds rows add up their shares by price and object to what goes beyond their
  * slack; `state[e]` becomes the round after which expert e may go. `offers` [E] are in the order of
- * the experts; `objections` [E], `lost` [T] and `slots` [T, k] are scratch.
+ * the experts; `objections` [E], `lost` [T] and `at_stake` [k] are scratch. Most rows cannot lose
+ * too much whatever goes: only the others need an order.
  */
 static void vote(const Problem *p, const int64_t *plain, const int64_t *share,
                  const Offer *offers, uint8_t *offered, uint8_t *state, int64_t *objections,
-                 int64_t *lost, int64_t *slots) {
+                 int64_t *lost, int64_t *at_stake) {
     const int64_t T = p->rows, E = p->experts, K = p->top_k;
     memset(lost, 0, (size_t)T * sizeof(int64_t));
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t j = 0; j < K; j++) {
-            int64_t slot = t * K + j, to = slot;
-            for (; to > t * K; to--) {
-                const Offer *before = &offers[plain[slots[to - 1]]];
-                if (by_price(before, &offers[plain[slot]]) <= 0) break;
-                slots[to] = slots[to - 1];
-            }
-            slots[to] = slot;
-        }
     for (int round = 1; round <= 2; round++) {
-        for (int64_t at = 0; at < T * K; at++)
-            if (share[at] > 0 && lost[at / K] + share[at] > p->slack) offered[plain[at]] = 0;
+        for (int64_t t = 0; t < T; t++)
+            for (int64_t at = t * K; at < (t + 1) * K; at++)
+                offered[plain[at]] &= (share[at] == 0) | (lost[t] + share[at] <= p->slack);
         memset(objections, 0, (size_t)E * sizeof(int64_t));
         for (int64_t t = 0; t < T; t++) {
-            int64_t sum = lost[t];
-            for (int64_t j = t * K; j < (t + 1) * K; j++) {
-                int64_t e = plain[slots[j]];
-                if (!offered[e] || share[slots[j]] == 0) continue;
-                sum += share[slots[j]];
-                objections[e] += sum > p->slack;
+            int64_t most = lost[t], sum = lost[t], n = 0;
+            for (int64_t at = t * K; at < (t + 1) * K; at++)
+                most += offered[plain[at]] ? share[at] : 0;
+            if (most <= p->slack) continue;
+            for (int64_t at = t * K; at < (t + 1) * K; at++) {
+                if (!offered[plain[at]] || share[at] == 0) continue;
+                int64_t to = n++;
+                for (; to > 0; to--) {
+                    if (by_price(&offers[plain[at_stake[to - 1]]], &offers[plain[at]]) <= 0) break;
+                    at_stake[to] = at_stake[to - 1];
+                }
+                at_stake[to] = at;
+            }
+            for (int64_t i = 0; i < n; i++) {
+                sum += share[at_stake[i]];
+                objections[plain[at_stake[i]]] += sum > p->slack;
             }
         }
         for (int64_t e = 0; e < E; e++)
@@ -138,30 +140,32 @@ static void vote(const Problem *p, const int64_t *plain, const int64_t *share,
                 state[e] = (uint8_t)round;
                 offered[e] = 0;
             }
-        for (int64_t at = 0; at < T * K; at++)
-            if (state[plain[at]] == round) lost[at / K] += share[at];
+        for (int64_t t = 0; t < T; t++)
+            for (int64_t at = t * K; at < (t + 1) * K; at++)
+                lost[t] += state[plain[at]] == round ? share[at] : 0;
     }
 }
 
 /* Give the lost slots of one row the best spare experts, by ranking; the lowest index of equals.
- * A slot that finds none points at the row's first expert.
+ * A slot that finds none points at the row's first expert. A key is a ranking above an index
+ * counted from the end, so the largest names its expert.
  */
 static void refill(const Problem *p, const float *ranking, const int64_t *plain,
-                   const uint8_t *open, int64_t *indices, uint8_t *used, int32_t *keys) {
-    const int32_t forbidden = ordered(-INFINITY);
-    for (int64_t e = 0; e < p->experts; e++) keys[e] = open[e] ? ordered(ranking[e]) : INT32_MIN;
-    for (int64_t j = 0; j < p->top_k; j++) keys[plain[j]] = INT32_MIN;
+                   const uint8_t *open, int64_t *indices, uint8_t *used, int64_t *keys) {
+    const int64_t E = p->experts, row = (int64_t)1 << 32;
+    const int64_t forbidden = ordered(-INFINITY) * row + (row - 1);
+    for (int64_t e = 0; e < E; e++)
+        keys[e] = open[e] ? ordered(ranking[e]) * row + (E - 1 - e) : INT64_MIN;
+    for (int64_t j = 0; j < p->top_k; j++) keys[plain[j]] = INT64_MIN;
     for (int64_t j = 0; j < p->top_k; j++) {
         if (open[plain[j]]) continue;
-        int32_t most = largest(keys, p->experts);
-        int64_t best = 0;
+        int64_t most = INT64_MIN;
+        for (int64_t e = 0; e < E; e++) most = keys[e] > most ? keys[e] : most;
         used[j] = most > forbidden;
-        if (used[j])
-            while (keys[best] != most) best++;
-        else
-            best = indices[0]; /* the first is always kept */
-        indices[j] = best;
-        keys[best] = INT32_MIN;
+        indices[j] = indices[0]; /* the first is always kept */
+        if (!used[j]) continue;
+        indices[j] = E - 1 - (most & (row - 1));
+        keys[indices[j]] = INT64_MIN;
     }
 }
 
@@ -175,7 +179,7 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
                       const uint8_t *changeable, int64_t *indices, float *weights, uint8_t *used,
                       double *lost, int64_t *counts) {
     const int64_t T = p->rows, E = p->experts, K = p->top_k;
-    int64_t *whole_numbers = calloc((size_t)(4 * E + T * (2 * K + 1)), sizeof(int64_t));
+    int64_t *whole_numbers = calloc((size_t)(5 * E + T * (K + 1) + K), sizeof(int64_t));
     double *saving = malloc((size_t)E * sizeof(double));
     Offer *offers = malloc((size_t)E * sizeof(Offer));
     uint8_t *flags = calloc((size_t)(5 * E), 1);
@@ -183,8 +187,8 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
     int32_t *keys = malloc((size_t)E * sizeof(int32_t));
     if (!whole_numbers || !saving || !offers || !flags || !keys) goto done;
     int64_t *mass = whole_numbers, *keepers = mass + E, *after = keepers + E;
-    int64_t *objections = after + E, *share = objections + E;
-    int64_t *row_lost = share + T * K, *slots = row_lost + T;
+    int64_t *objections = after + E, *ranked = objections + E, *share = ranked + E;
+    int64_t *row_lost = share + T * K, *at_stake = row_lost + T;
     uint8_t *gone = flags, *open = gone + E, *awake = open + E, *offered = awake + E;
     uint8_t *state = offered + E;
 
@@ -239,12 +243,15 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
         offers[e].price = offered[e] ? (double)mass[e] / saving[e] : INFINITY;
         offers[e].expert = e;
     }
-    vote(p, plain, share, offers, offered, state, objections, row_lost, slots);
-    if (p->budget < 1.0) qsort(offers, (size_t)E, sizeof(Offer), by_price);
+    vote(p, plain, share, offers, offered, state, objections, row_lost, at_stake);
+    int64_t n = 0;
+    for (int64_t e = 0; e < E; e++)
+        if (state[e]) offers[n++] = offers[e];
+    if (p->budget < 1.0) qsort(offers, (size_t)n, sizeof(Offer), by_price);
     double saved = 0.0, fair = p->lam * ONE * (double)real_rows;
     changed = 0;
     for (int round = 1; round <= 2; round++)
-        for (int64_t at = 0; at < E; at++) {
+        for (int64_t at = 0; at < n; at++) {
             int64_t e = offers[at].expert;
             if (state[e] != round) continue;
             int aimed = p->budget < 1.0 && saved < 1.0 - p->budget;
@@ -269,7 +276,7 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
         if (loses) {
             int64_t *mine = indices + t * K;
             uint8_t *slot_used = used + t * K;
-            refill(p, ranking + t * E, plain + t * K, open, mine, slot_used, keys);
+            refill(p, ranking + t * E, plain + t * K, open, mine, slot_used, ranked);
             float sum = 0.0f, total = 0.0f;
             for (int64_t j = 0; j < K; j++) {
                 total += plain_weights[t * K + j];

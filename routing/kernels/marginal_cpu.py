@@ -24,6 +24,10 @@ class _Problem(ctypes.Structure):
     )
 
 
+_problem = functools.lru_cache(maxsize=256)(_Problem)
+"""Batches of one size and layer share what C is told of both, which it only reads."""
+
+
 @functools.cache
 def _function() -> ctypes._NamedFuncPointer | None:
     found = library("marginal.c")
@@ -61,9 +65,12 @@ def decide(
     assert function is not None
     scores, ranking = plain.scores.contiguous(), plain.ranking.contiguous()
     indices, weights = plain.indices.contiguous(), plain.weights.contiguous()
+    # Held here, as C gets addresses alone.
+    real = None if real is None else real.contiguous()
+    changeable = None if changeable is None else changeable.contiguous()
     rows, top_k = indices.shape
     experts = scores.shape[1]
-    problem = _Problem(
+    problem = _problem(
         rows,
         experts,
         top_k,
@@ -89,8 +96,8 @@ def decide(
         ranking.data_ptr(),
         indices.data_ptr(),
         weights.data_ptr(),
-        None if real is None else real.contiguous().data_ptr(),
-        None if changeable is None else changeable.contiguous().data_ptr(),
+        None if real is None else real.data_ptr(),
+        None if changeable is None else changeable.data_ptr(),
         new_indices.data_ptr(),
         new_weights.data_ptr(),
         used.data_ptr(),

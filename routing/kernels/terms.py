@@ -1,8 +1,13 @@
-"""What a compiled decision goes by."""
+"""What a compiled decision goes by, and what it is to its caller."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from costprof.costmodel.lookup import DenseLookup
+from costprof.routing.contract import Selection
 
 
 class Terms(NamedTuple):
@@ -16,3 +21,19 @@ class Terms(NamedTuple):
     lam: float
     budget: float
     slack: int
+
+
+class Decide(Protocol):
+    """A compiled decision; see `marginal_cpu.decide`."""
+
+    def __call__(
+        self,
+        plain: Selection,
+        lookup: DenseLookup,
+        terms: Terms,
+        *,
+        real: Tensor | None,
+        changeable: Tensor | None,
+    ) -> Selection:
+        """Return the selection, counts with it."""
+        ...

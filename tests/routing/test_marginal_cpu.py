@@ -86,6 +86,21 @@ def test_it_decides_as_tensors_do(
     assert torch.allclose(fast.weights, slow.weights, rtol=1e-6, atol=0, equal_nan=True)
 
 
+def test_rows_may_be_a_view_with_strides(tables: list[CostTable]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, E, generator=generator) * 2
+    real = (torch.rand(40, 3, generator=generator) < 0.7)[:, 1]
+    known = {"sequence": torch.arange(40), "position": torch.zeros(40, dtype=torch.int64)}
+    # Read as prompts, also the rows that may be changed are the view.
+    how = {"policy": Marginal(lam=0.5, prefill=True), "table": tables[0], "gate": Gate(top_k=4)}
+    got, expected = (
+        route(logits, rows=Rows(real=each, is_prefill=each, **known), **how)
+        for each in (real, real.contiguous())
+    )
+    assert torch.equal(got.indices, expected.indices)
+    assert torch.equal(got.counts, expected.counts)
+
+
 def test_without_a_compiler_tensors_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     assert compiled.library.__wrapped__("marginal.c") is None

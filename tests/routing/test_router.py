@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
-from costprof.routing import Gate, Marginal, Rows, TopK, route
+from costprof.routing import Assignment, Gate, Marginal, Rows, TopK, route
 
 E, K = 12, 3
 PRICES = [(50.0, 1.0, 2.0)] * E
@@ -52,6 +52,25 @@ def test_a_neutral_policy_is_plain_top_k_bit_for_bit(
     assert torch.equal(got.predicted.latency_us, table.layer_cost(got.counts).latency_us)
     assert not got.gate_mass_lost.any()
     assert got.history == "kept"
+
+
+@pytest.mark.parametrize("policy", [TopK(), Marginal(lam=0.5)])
+def test_an_assignment_is_the_callers_to_write_into(policy: object, table: CostTable) -> None:
+    logits = torch.randn(9, E, generator=torch.Generator().manual_seed(0))
+    known = {"table": table, "gate": Gate(top_k=K), "policy": policy}
+    first = route(logits, **known)
+    expected = [each.clone() for each in tensors_of(first)]
+    for each in tensors_of(first):
+        each.fill_(1) if each.dtype is torch.int64 else each.logical_not_()
+    got = tensors_of(route(logits, **known))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def tensors_of(assignment: Assignment) -> list[torch.Tensor]:
+    return [
+        getattr(assignment, name)
+        for name in ("indices", "weights", "used", "counts", "gate_mass_lost")
+    ]
 
 
 def test_batch_invariance_routes_every_row_by_itself(table: CostTable) -> None:
