@@ -82,10 +82,14 @@ def choose(tried: Mapping[str, Mapping[str, float]], quality: float) -> dict[str
 
 
 def corners(tried: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Return the settings on each policy's own curve, of those anyone would serve with."""
-    most = tried[PLAIN]["bits_per_byte"] * (1.0 + WORST)
+    """Return the settings on each policy's own curve, of those anyone would serve with.
+
+    Ours reaches twice as far: on other text no rival's setting should lie beyond its end.
+    """
     found: list[str] = []
     for policy in dict.fromkeys(map(policy_of, tried)):
+        loss = 2.0 * WORST if policy == OURS else WORST
+        most = tried[PLAIN]["bits_per_byte"] * (1.0 + loss)
         own = [n for n in tried if policy_of(n) == policy and tried[n]["bits_per_byte"] <= most]
         bits = [tried[name]["bits_per_byte"] for name in own]
         found += [own[at] for at in hull(bits, [tried[name]["weight_bytes"] for name in own])]
