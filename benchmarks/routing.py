@@ -14,7 +14,8 @@ experts is a policy like all others. Printed for the chosen: ratios to plain top
 `marginal`. Printed for the curves: each policy's weight bytes over `marginal`'s at equal bits per
 byte, the least of its settings, with paired bootstrap intervals over batches (`routing_steps/
 pareto.py`): "dominated" where the whole interval lies above 1, "cheaper" where below.
-`--show FILE...` prints again what `--out` wrote, and `--page` draws it.
+`--show FILE...` prints again what `--out` wrote; `--page` draws all of it, `--picture` weight bytes
+alone.
 
 `--prefill` rounds the token counts of prompts to tiles instead (`tile_round`, with prompts changed
 by their own later tokens: not causal, for offline work): predicted µs, tiles, gate mass lost.
@@ -44,6 +45,7 @@ from routing_steps.pareto import (
     policy_of,
     verdict,
 )
+from routing_steps.picture import picture
 from routing_steps.prefill import prefill
 from routing_steps.settings import Entry, entries
 
@@ -69,6 +71,7 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, default=PACKAGES)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--page", type=Path, help="an HTML page of the curves")
+    parser.add_argument("--picture", type=Path, help="an SVG file of the curves")
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--sequences", type=int, default=64, help="at least, on each draw")
     parser.add_argument("--bytes", type=int, default=96, help="predicted of each sequence")
@@ -96,14 +99,18 @@ def main() -> None:
             prefill(model, corpus, CostTable.shipped(TABLE))
             return
         for batch in arguments.batches:
-            report["batches"][batch] = one_batch(model, corpus, batch, arguments)
+            report["batches"][str(batch)] = one_batch(model, corpus, batch, arguments)
             if arguments.out:
                 arguments.out.parent.mkdir(parents=True, exist_ok=True)
                 arguments.out.write_text(json.dumps(report, indent=1))
-            print_batch(batch, report["batches"][batch])
+            print_batch(batch, report["batches"][str(batch)])
     if arguments.page:
         arguments.page.parent.mkdir(parents=True, exist_ok=True)
         arguments.page.write_text(page(report), encoding="utf-8")
+    if arguments.picture:
+        arguments.picture.parent.mkdir(parents=True, exist_ok=True)
+        drawn = sorted(map(int, report["batches"]))
+        arguments.picture.write_text(picture(report, drawn), encoding="utf-8")
 
 
 def one_batch(
