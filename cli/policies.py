@@ -58,6 +58,8 @@ def read_settings(name: str, given: Sequence[str]) -> dict[str, Any]:
             )
         if dot:
             found.setdefault(goal, {})[weight] = _value(text, value, float)
+        elif kinds[parameter] is Objective:
+            found.setdefault(parameter, {})[value] = 1.0  # a term by its name
         else:
             found[parameter] = _value(text, value, kinds[parameter])
     return found
@@ -90,7 +92,7 @@ def make_policy(
     }
     chosen = {**DEFAULTS[name], **by_layer.get(name, {}), **settings}
     if "objective" in chosen and isinstance(chosen["objective"], dict):
-        chosen["objective"] = _objective(chosen["objective"])
+        chosen["objective"] = Objective.of(chosen["objective"])
     if name == "static_optimal":
         mass_lost = chosen.pop("mass_lost")
         goal = chosen.pop("objective", None)
@@ -116,17 +118,6 @@ def _kinds(name: str) -> dict[str, Any]:
     return kinds
 
 
-def _objective(weights: dict[str, float]) -> Objective:
-    known = [each.name for each in dataclasses.fields(Objective)]
-    for name in weights:
-        if name not in known:
-            raise InputError(
-                f"an objective has no weight {name!r}", "nothing was routed", f"use {known}"
-            )
-    # Latency counts by default only where nothing else was named.
-    return Objective(**{"latency": 0.0, **weights})
-
-
 def _value(text: str, value: str, kind: Any) -> Any:
     """Return `value` as the `kind` of a parameter."""
     union = typing.get_origin(kind) in (typing.Union, types.UnionType)
@@ -141,13 +132,9 @@ def _value(text: str, value: str, kind: Any) -> Any:
             return int(value)
         if float in origins:
             return float(value)
-        if Objective in origins:
-            raise ValueError
     except (ValueError, KeyError):
         way = "use true or false" if bool in origins else "give a number"
         if tuple in origins:
             way = "list expert numbers, as 0,3,5"
-        if Objective in origins:
-            way = "set its weights, as objective.energy=1"
         raise InputError(f"--set {text} cannot be read", "nothing was routed", way) from None
     return value

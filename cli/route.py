@@ -34,7 +34,9 @@ def route(
         Path | None,
         typer.Option(help="Recorded router logits (.safetensors or .npz) instead of made-up ones."),
     ] = None,
-    objective: Annotated[str | None, typer.Option(help="As --set objective=.")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="latency, energy, memory …, as --set objective=.")
+    ] = None,
     lam: Annotated[float | None, typer.Option(help="As --set lam=.")] = None,
     budget: Annotated[float | None, typer.Option(help="As --set budget=.")] = None,
     q: Annotated[float | None, typer.Option(help="As --set q=.")] = None,
@@ -73,7 +75,6 @@ def route(
     short = {"objective": objective, "lam": lam, "budget": budget, "q": q}
     given = [f"{name}={value}" for name, value in short.items() if value is not None]
     parameters = read_settings(policy, [*given, *(settings or [])])
-    goal = parameters.get("objective")
     chosen = Settings(
         table=table,
         moe=moe,
@@ -84,8 +85,6 @@ def route(
         policy=policy,
         parameters=parameters,
         trace=trace,
-        objective="energy" if goal == "energy" else "latency",
-        weighted=goal == "weighted",
         skew=skew,
         adapt=adapt,
         measure=measure,

@@ -44,8 +44,6 @@ class Settings:
     policy: str
     parameters: dict[str, Any]
     trace: Path | None
-    objective: Literal["latency", "energy"]
-    weighted: bool
     skew: float
     adapt: bool
     measure: bool
@@ -105,7 +103,7 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
         adapt_us: list[float] = []
         state: AdaptState | None = None
         if settings.adapt:
-            config = AdaptConfig(objective=settings.objective)
+            config = AdaptConfig(objective=_adapted_to(settings))
             offsets, adapt_us, state = comparison.adapt_over(
                 logits, config=config, table=table, gate=gate
             )
@@ -247,13 +245,19 @@ def _notes(
             "It runs costprof.runtime's kernels: a table of other kernels prices those."
         )
     if state is not None:
-        if settings.weighted:
-            notes.append("Adaptation follows latency alone.")
+        if settings.parameters.get("objective", {}).keys() - {_adapted_to(settings)}:
+            notes.append(f"Adaptation follows {_adapted_to(settings)} alone.")
         notes.append(
             f"Adaptation: {state.updates} updates, {state.resets} resets, {state.rows_skipped} "
             "rows skipped. Its time is not in the layer's: add it where it runs on every batch."
         )
     return notes
+
+
+def _adapted_to(settings: Settings) -> Literal["latency", "energy"]:
+    """Return the one term that adaptation follows, whatever else the policy weighs."""
+    weights = settings.parameters.get("objective", {})
+    return "energy" if "energy" in weights and "latency" not in weights else "latency"
 
 
 def _device(table: CostTable) -> torch.device:

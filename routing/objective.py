@@ -5,14 +5,14 @@ E is experts.
 
 from __future__ import annotations
 
-import math
-from dataclasses import astuple, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import astuple, dataclass, fields
 
 import torch
 from torch import Tensor
 
-from costprof.core.errors import TableError
-from costprof.costmodel.table import CostTable
+from costprof.core.errors import InputError, TableError
+from costprof.costmodel.table import CostTable, Quantity
 from costprof.routing.parameters import check_number
 
 
@@ -38,87 +38,107 @@ class Objective:
     balance: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("latency", "energy", "thermal", "memory", "balance"):
-            check_number(name, getattr(self, name))
+        for each in fields(self):
+            check_number(each.name, getattr(self, each.name))
         check_number("the sum of an objective's weights", sum(astuple(self)), 1e-12)
 
-    def check(self, table: CostTable) -> None:
-        """Check that `table` prices what has weight, by one token of each expert.
+    @classmethod
+    def of(cls, weights: Mapping[str, float]) -> Objective:
+        """Return the objective of the named `weights` alone: latency has none unless named.
 
-        Looks at the table's own prices on the host: nothing is asked of another device.
+        Raises:
+            InputError: an unknown name, or weights that make no objective.
+        """
+        known = [each.name for each in fields(cls)]
+        for name in weights:
+            if name not in known:
+                raise InputError(
+                    f"an objective has no weight {name!r}",
+                    "the policy cannot be built",
+                    f"use {', '.join(known)}",
+                )
+        return cls(**{"latency": 0.0, **weights})
+
+    def weights(self) -> dict[str, float]:
+        """Return the terms that have weight, with weights that add up to 1."""
+        total = sum(astuple(self))
+        shares = {each.name: getattr(self, each.name) / total for each in fields(self)}
+        return {name: share for name, share in shares.items() if share > 0.0}
+
+    def check(self, table: CostTable) -> None:
+        """Check that `table` prices what has weight; only its own prices on the host are read.
 
         Raises:
             TableError: it does not.
         """
-        cost = table.expert_costs(torch.ones(table.n_experts, dtype=torch.int64))
-        for name, weight, price in (
-            ("latency", self.latency, cost.latency_us),
-            ("energy", self.energy + self.thermal, cost.energy_mj),
-        ):
-            least = float(price.min())
-            if weight > 0.0 and not (math.isfinite(least) and least > 0.0):
-                raise TableError(
-                    f"the table prices an expert at {name} {least:g}",
-                    f"it cannot be routed by {name}",
-                    "use another objective or a table that measured it",
-                )
+        needed: list[Quantity] = []
+        if self.latency > 0.0:
+            needed.append("latency_us")
+        if self.energy > 0.0 or self.thermal > 0.0:
+            needed.append("energy_mj")
+        table.check_priced(needed)
+        if self.thermal > 0.0 and not bool(table.expert_constants("cpu").heat_c_per_mj.any()):
+            raise TableError(
+                "the table knows no expert's rise in temperature",
+                "nothing can be routed by thermal",
+                "use another objective or a table that measured it",
+            )
 
     def layer(self, counts: Tensor, table: CostTable, *, plain: Tensor) -> Tensor:
         """Cost [...] of layers with token `counts` [..., E], that of `plain` [E] being 1."""
-        return self._weighted(_layer_terms(counts, table, self), _layer_terms(plain, table, self))
+        names = self.weights()
+        return self._weighted(_layer_terms(counts, table, names), _layer_terms(plain, table, names))
 
-    def experts(self, counts: Tensor, table: CostTable) -> Tensor:
-        """What each expert adds to a layer of `counts` [E], as shares of the layer, [E].
+    def experts(self, counts: Tensor, table: CostTable, *, layer: Tensor | None = None) -> Tensor:
+        """What each expert of `counts` [..., E] adds, as shares of the `layer` [E], [..., E].
 
-        The shares of all experts add up to less than 1 where the layer itself has a price.
+        By default of the layer of `counts` [E] themselves. The shares of all its experts add up
+        to less than 1 where the layer itself has a price.
         """
-        return self._weighted(_expert_terms(counts, table, self), _layer_terms(counts, table, self))
+        names = self.weights()
+        whole = counts if layer is None else layer
+        return self._weighted(
+            _expert_terms(counts, table, names, layer=whole), _layer_terms(whole, table, names)
+        )
 
     def saved(self, counts: Tensor, fewer: Tensor, table: CostTable) -> Tensor:
         """What each expert saves with `fewer` [E] instead of `counts` [E], as shares, [E]."""
-        whole = _layer_terms(counts, table, self)
-        before = self._weighted(_expert_terms(counts, table, self), whole)
-        return before - self._weighted(_expert_terms(fewer, table, self), whole)
+        return self.experts(counts, table) - self.experts(fewer, table, layer=counts)
 
     def _weighted(self, terms: dict[str, Tensor], whole: dict[str, Tensor]) -> Tensor:
-        """Weighted mean of `terms`, each divided by its value for the `whole` layer."""
-        total = sum(astuple(self))
-        shares = []
-        for name, value in terms.items():
+        """Weighted mean of `terms`, each divided by its value [] for the `whole` layer."""
+        parts = []
+        for name, weight in self.weights().items():
             # An empty layer has no cost, so nothing can be a share of it.
             base = torch.where(whole[name] > 0, whole[name], torch.ones_like(whole[name]))
-            shares.append(value * (getattr(self, name) / total) / base)
-        return torch.stack(shares).sum(0)
+            parts.append(terms[name] * weight / base)
+        return torch.stack(parts).sum(0)
 
 
-def _expert_terms(counts: Tensor, table: CostTable, weights: Objective) -> dict[str, Tensor]:
-    """Each term that has weight, of each expert [..., E]."""
+def _expert_terms(
+    counts: Tensor, table: CostTable, names: Collection[str], *, layer: Tensor
+) -> dict[str, Tensor]:
+    """The terms `names` of each expert [..., E]; imbalance is that of the tokens of `layer`."""
     terms: dict[str, Tensor] = {}
-    price = table.expert_costs(counts)
     constants = table.expert_constants(counts.device)
-    if weights.latency > 0.0:
-        terms["latency"] = price.latency_us
-    if weights.energy > 0.0:
-        terms["energy"] = price.energy_mj
-    if weights.thermal > 0.0:
+    if not {"latency", "energy", "thermal"}.isdisjoint(names):
+        price = table.expert_costs(counts)
+        terms["latency"], terms["energy"] = price.latency_us, price.energy_mj
         terms["thermal"] = price.energy_mj * constants.heat_c_per_mj
-    if weights.memory > 0.0:
+    if "memory" in names:
         terms["memory"] = (counts > 0) * constants.weight_bytes
-    if weights.balance > 0.0:
-        tokens = counts.double()
-        total = tokens.sum(dim=-1, keepdim=True).clamp_min(1.0)
-        terms["balance"] = counts.shape[-1] * (tokens / total).square()
+    if "balance" in names:
+        tokens = layer.sum(dim=-1, keepdim=True).double().clamp_min(1.0)
+        terms["balance"] = counts.shape[-1] * (counts.double() / tokens).square()
     return terms
 
 
-def _layer_terms(counts: Tensor, table: CostTable, weights: Objective) -> dict[str, Tensor]:
-    """Each term that has weight, of whole layers [...]."""
-    terms = {
-        name: value.sum(dim=-1) for name, value in _expert_terms(counts, table, weights).items()
-    }
-    price = table.layer_cost(counts)  # with the layer's base, which no expert has
-    if weights.latency > 0.0:
-        terms["latency"] = price.latency_us
-    if weights.energy > 0.0:
-        terms["energy"] = price.energy_mj
-    return terms
+def _layer_terms(counts: Tensor, table: CostTable, names: Collection[str]) -> dict[str, Tensor]:
+    """The terms `names` of whole layers [...]."""
+    summed = set(names) - {"latency", "energy"}
+    terms = _expert_terms(counts, table, summed, layer=counts)
+    whole = {name: terms[name].sum(dim=-1) for name in summed}
+    if len(summed) < len(names):
+        price = table.layer_cost(counts)  # with the layer's base, which no expert has
+        whole |= {"latency": price.latency_us, "energy": price.energy_mj}
+    return whole

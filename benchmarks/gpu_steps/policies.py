@@ -24,7 +24,7 @@ from costprof.profiler.dataset import read_measurements
 from costprof.profiler.plan import Plan, make_plan
 from costprof.profiler.scenario import DeviceName, Scenario
 from costprof.profiler.spec import ExpertSpec, LayerSpec, SweepSpec, TimingSpec, load_spec
-from costprof.routing import Gate, Marginal, TopK, route
+from costprof.routing import Gate, Marginal, Objective, TopK, route
 from costprof.routing.contract import Policy
 from costprof.runtime.synthetic import Workload
 from gpu_steps.children import costprof
@@ -39,8 +39,8 @@ REHEARSAL = TimingSpec(target_ms=30, remeasure=0, threads=1)
 PLAIN = "top-k"
 POLICIES: dict[str, Policy] = {
     PLAIN: TopK(),
-    "marginal, latency": Marginal(lam=0.05, objective="latency"),
-    "marginal, energy": Marginal(lam=0.05, objective="energy"),
+    "marginal, latency": Marginal(lam=0.05),
+    "marginal, energy": Marginal(lam=0.05, objective=Objective(latency=0, energy=1)),
 }
 """Every policy there is; `lam` is that of `costprof route`."""
 

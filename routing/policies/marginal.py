@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from costprof.core.errors import InputError
-from costprof.costmodel.table import CostTable, LayerCost, Quantity
+from costprof.costmodel.table import CostTable
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
 from costprof.routing.kernels.dispatch import Decide, compiled_decision
 from costprof.routing.kernels.terms import Terms
+from costprof.routing.objective import Objective
+from costprof.routing.parameters import check_number
+from costprof.routing.price_columns import PriceColumns, price_columns
 from costprof.routing.pruning import (
     ONE,
     drop_ranks,
@@ -25,7 +26,7 @@ from costprof.routing.pruning import (
 )
 from costprof.routing.reselection import replace
 
-Objective = Literal["latency", "energy", "weighted"]
+_LATENCY = Objective()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class Marginal:
 
     A batch wakes the union of its rows' experts; at decode sizes each costs nearly as much for one
     row as for ten. What an expert's going saves is its price less what its tokens cost elsewhere
-    (the mean price of one more token to an active expert). The harm it does is the sum over its rows
+    (the mean price of one more token to an active expert). Its harm is the sum over its rows
     of its share of the row's gate mass times what of that share the next best expert that is awake
     would not make up for (`pruning.saliency`): many small shares do less harm than one large one,
     and little is lost where the next expert is nearly as good. Experts are taken in the order of
@@ -49,7 +50,12 @@ class Marginal:
 
     Promised to every row: it keeps its first expert and at least `q` of its own top-k gate mass
     (what it refills with does not count). The predicted cost is never above plain top-k's: where
-    refilling would make it so, nothing changes. More `lam`, or less `budget`, drops a superset.
+    refilling would make it so, nothing changes. More `lam`, or less `budget`, drops a superset
+    (or, where only that makes the layer dearer, as weight on balance can, nothing).
+
+    The cost is any `Objective`. Heat and stored bytes are prices of an expert by its own tokens, as
+    latency and energy are: of these any two at once are decided on by compiled code
+    (`price_columns`). Three of them, or any weight on balance, are left to tensors.
 
     Only real decode rows that are alone of their sequence in the batch are changed
     (`Rows.lone_decode`); experts the other rows need stay, and can be refilled from. Nothing here
@@ -61,8 +67,7 @@ class Marginal:
         budget: Cost aimed at, as a share of plain top-k's; where the bound `q` forbids reaching
             it, all goes that may. 1 is no aim.
         q: Share of its gate mass every row keeps, in [0, 1].
-        objective: The cost: latency, active energy, or both ("weighted").
-        energy_share: Weight of energy in "weighted", in [0, 1]; the rest is latency's.
+        objective: The cost; `Objective(latency=0, memory=1)` is bytes.
         prefill: Change all real rows, also those of prompts and speculated tokens. A row's experts
             may then depend on later tokens of its own sequence: not what a causal model computes.
 
@@ -73,21 +78,13 @@ class Marginal:
     lam: float = 0.0
     budget: float = 1.0
     q: float = 0.7
-    objective: Objective = "latency"
-    energy_share: float = 0.5
+    objective: Objective = _LATENCY
     prefill: bool = False
 
     def __post_init__(self) -> None:
-        _check("lam", self.lam, 0.0, math.inf)
-        _check("budget", self.budget, 0.0, 1.0)
-        _check("q", self.q, 0.0, 1.0)
-        _check("energy_share", self.energy_share, 0.0, 1.0)
-        if self.objective not in ("latency", "energy", "weighted"):
-            raise InputError(
-                f"objective {self.objective!r} is unknown",
-                "the policy cannot be built",
-                "use latency, energy or weighted",
-            )
+        check_number("lam", self.lam)
+        check_number("budget", self.budget, 0.0, 1.0)
+        check_number("q", self.q, 0.0, 1.0)
 
     @property
     def neutral(self) -> bool:
@@ -104,11 +101,15 @@ class Marginal:
         gate: Gate,
         history: Any,
     ) -> tuple[Selection, Any]:
-        """Return what is left of `plain`; `state` and `history` are not read."""
-        table.check_priced(self._quantities)
-        decide = compiled_decision(plain)
-        if decide is not None:
-            return self._compiled(decide, plain, table, rows), history
+        """Return what is left of `plain`; `state` and `history` are not read.
+
+        Raises:
+            TableError: the table does not price the objective.
+        """
+        columns = price_columns(self.objective, table, plain.scores.device)
+        decide = None if columns is None else compiled_decision(plain)
+        if decide is not None and columns is not None:
+            return self._compiled(decide, plain, columns, rows), history
         n_experts, real = table.n_experts, rows.real.unsqueeze(-1)
         changeable = rows.real if self.prefill else rows.lone_decode()
         # A row that is not finite must not steer the others.
@@ -131,11 +132,11 @@ class Marginal:
         lost = gone[plain.indices]
         chosen = replace(plain, lost, (counts > 0) & ~gone)
         after = sum_by_expert(chosen.indices, (chosen.used & real).to(torch.int64), n_experts)
-        cost = self._relative(table.layer_cost(torch.stack([after, counts])))
+        cost = self.objective.layer(torch.stack([after, counts]), table, plain=counts)
         return replace(plain, lost & (cost[0] <= cost[1]), (counts > 0) & ~gone), history
 
     def _compiled(
-        self, decide: Decide, plain: Selection, table: CostTable, rows: Rows
+        self, decide: Decide, plain: Selection, columns: PriceColumns, rows: Rows
     ) -> Selection:
         """Choose by compiled code, which does the same."""
         real, changeable = rows.real, None
@@ -145,37 +146,16 @@ class Marginal:
             changeable = rows.lone_decode()
         return decide(
             plain,
-            table.lookup(plain.scores.device),
-            Terms(
-                1.0 - self._energy_weight,
-                self._energy_weight,
-                self.lam,
-                self.budget,
-                slack_mass(self.q),
-            ),
+            columns.lookup,
+            Terms(*columns.weights, self.lam, self.budget, slack_mass(self.q)),
             real=None if rows.decode_only else real,
             changeable=changeable,
         )
 
-    @property
-    def _energy_weight(self) -> float:
-        """Weight of energy beside latency's."""
-        return {"latency": 0.0, "energy": 1.0, "weighted": self.energy_share}[self.objective]
-
-    @property
-    def _quantities(self) -> tuple[Quantity, ...]:
-        """What of a price the objective looks at."""
-        each: dict[Objective, tuple[Quantity, ...]] = {
-            "latency": ("latency_us",),
-            "energy": ("energy_mj",),
-            "weighted": ("latency_us", "energy_mj"),
-        }
-        return each[self.objective]
-
     def _savings(self, table: CostTable, counts: Tensor) -> Tensor:
         """What each expert's going saves, [E] float64, as a share of the layer's cost."""
-        prices = table.expert_costs(torch.stack([counts, counts + 1]))
-        own, another = self._relative(prices, table.layer_cost(counts))
+        both = torch.stack([counts, counts + 1])
+        own, another = self.objective.experts(both, table, layer=counts)
         active = counts > 0
         a_token = (another - own).masked_fill(~active, 0.0).sum() / active.sum().clamp_min(1)
         saving: Tensor = own - counts * a_token.clamp_min(0.0)
@@ -191,24 +171,3 @@ class Marginal:
             unmet = saved.cumsum(0) - saved < 1.0 - self.budget
             gone = gone | torch.zeros_like(gone).scatter_(0, order, unmet)
         return gone & may
-
-    def _relative(self, price: LayerCost, whole: LayerCost | None = None) -> Tensor:
-        """Cost by the objective, in shares of `whole`, or of the last of several `price`s."""
-        energy = self._energy_weight
-        latency_us, energy_mj = price.latency_us, price.energy_mj
-        of_us, of_mj = (
-            (latency_us[-1], energy_mj[-1])
-            if whole is None
-            else (whole.latency_us, whole.energy_mj)
-        )
-        if energy == 0.0:
-            return latency_us / of_us
-        if energy == 1.0:
-            return energy_mj / of_mj
-        return (1.0 - energy) * latency_us / of_us + energy * energy_mj / of_mj
-
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not (low <= value <= high and math.isfinite(value)):
-        bound = "at least 0" if math.isinf(high) else f"{low:g} … {high:g}"
-        raise InputError(f"{name} is {value:g}", "the policy cannot be built", f"use {bound}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
-from costprof.routing import POLICIES
+from costprof.routing import POLICIES, Objective
 from costprof.routing.contract import Policy
 
 VARIABLE = "COSTPROF_ROUTING_CONFIG"
@@ -36,7 +36,8 @@ def read_config(environment: Mapping[str, str]) -> ServingConfig | None:
 
     The file is a JSON object: `table`, the path of a cost table or `shipped:<model>`; `moe`, which
     of its MoEs; `allow_device_mismatch`; `policy`, the name of a policy, in small letters, or
-    null; `parameters`, the policy's. A relative path is relative to the file.
+    null; `parameters`, the policy's, an objective as an object of its weights. A relative path is
+    relative to the file.
 
     Raises:
         InputError: no such file, no JSON object, or something unknown in it.
@@ -81,7 +82,7 @@ def policy_named(name: str | None, parameters: Mapping[str, Any]) -> Policy | No
             f"use one of {', '.join(sorted(POLICIES))}, or null to observe",
         )
     try:
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()}
+        given = {name: _parameter(name, value) for name, value in parameters.items()}
         policy: Policy = kind(**given)
     except TypeError as error:
         raise InputError(
@@ -90,6 +91,19 @@ def policy_named(name: str | None, parameters: Mapping[str, Any]) -> Policy | No
             "correct them",
         ) from error
     return policy
+
+
+def _parameter(name: str, value: Any) -> Any:
+    """What JSON has a list or an object for, as a policy takes it."""
+    if name == "objective":
+        if not isinstance(value, dict):
+            raise InputError(
+                f"the objective {value!r} is no object of weights",
+                "nothing is observed or routed",
+                'write it as {"energy": 1}',
+            )
+        return Objective.of(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _table(read: Mapping[str, Any], folder: Path) -> CostTable:

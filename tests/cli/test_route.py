@@ -128,9 +128,12 @@ def test_a_layer_larger_than_memory_is_refused_before_it_is_built(
         (("--policy", "best"), "policy 'best' is unknown; nothing was routed; use topk, fewer"),
         (("--q", "1.5"), "q is 1.5; the policy cannot be built; use 0 … 1"),
         (("--q", "nan"), "q is nan; the policy cannot be built; use 0 … 1"),
-        (("--lam", "-1"), "lam is -1; the policy cannot be built; use at least 0"),
-        (("--budget", "2"), "budget is 2; the policy cannot be built; use 0 … 1"),
-        (("--objective", "speed"), "objective 'speed' is unknown"),
+        (("--lam", "-1"), "lam is -1.0; the policy cannot be built; use at least 0"),
+        (("--budget", "2"), "budget is 2.0; the policy cannot be built; use 0 … 1"),
+        (
+            ("--objective", "speed"),
+            "an objective has no weight 'speed'; the policy cannot be built",
+        ),
         (
             ("--policy", "oea", "--q", "0.5"),
             "--set q=0.5: policy oea has no such parameter; nothing",
@@ -140,7 +143,7 @@ def test_a_layer_larger_than_memory_is_refused_before_it_is_built(
         (("--policy", "oea", "--set", "k0=0"), "k0 is 0; the policy cannot be built; use a whole"),
         (("--policy", "prune", "--set", "off=a"), "list expert numbers, as 0,3,5"),
         (("--policy", "tile_round", "--set", "prefill=1"), "use true or false"),
-        (("--policy", "tile_round", "--set", "objective=1"), "as objective.energy=1"),
+        (("--policy", "oea", "--objective", "energy"), "policy oea has no such parameter"),
         (("--policy", "tile_round", "--set", "objective.speed=1"), "has no weight 'speed'"),
         (("--trace", "none.npz"), "none.npz is no file; no trace was read; name a recorded trace"),
         (("--skew", "-1"), "skew is -1.0; no batch was made"),
@@ -196,6 +199,23 @@ def test_every_policy_is_compared_with_top_k(costprof: Run, table: Path, policy:
                 "objective": {
                     "latency": 0.0,
                     "energy": 2.0,
+                    "thermal": 0.0,
+                    "memory": 1.0,
+                    "balance": 0.0,
+                },
+            },
+        ),
+        (
+            "marginal",
+            ["objective=memory", "objective.latency=0.5"],
+            {
+                "lam": 0.05,
+                "budget": 1.0,
+                "q": 0.7,
+                "prefill": False,
+                "objective": {
+                    "latency": 0.5,
+                    "energy": 0.0,
                     "thermal": 0.0,
                     "memory": 1.0,
                     "balance": 0.0,

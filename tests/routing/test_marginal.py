@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from policy_batches import EQUAL, GATES, MIXED, E
+from policy_batches import BALANCED, EQUAL, GATES, MIXED, OBJECTIVES, E
 from torch import Tensor
 
 from costprof.core.errors import InputError, TableError
 from costprof.costmodel.table import CostTable
-from costprof.routing import Assignment, Gate, Marginal, Rows, TopK, route
+from costprof.routing import Gate, Marginal, Objective, Rows, TopK, route
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def batches(draw: st.DrawFn) -> dict[str, Any]:
         lam=draw(st.sampled_from([0.0, 0.1, 0.5, 5.0])),
         budget=draw(st.sampled_from([1.0, 0.8, 0.3, 0.0])),
         q=draw(st.sampled_from([0.0, 0.5, 0.7, 0.95, 1.0])),
-        objective=draw(st.sampled_from(["latency", "energy", "weighted"])),
+        objective=draw(st.sampled_from(OBJECTIVES + BALANCED)),
         prefill=draw(st.booleans()),
     )
     return {
@@ -89,7 +89,9 @@ def test_every_promise_holds_for_every_row(
         sum(e in got.indices[t][got.used[t]].tolist() for t in range(len(batch["logits"])))
         for e in range(E)
     ]
-    assert objective(policy, got, plain) <= objective(policy, plain, plain)
+    if rows.real.any():
+        cost = policy.objective.layer(got.counts, table, plain=plain.counts)
+        assert cost <= 1 + 1e-12
 
 
 def softmax_or_sigmoid(logits: Tensor, gate: Gate) -> Tensor:
@@ -111,15 +113,6 @@ def assert_refilled_in_rank_order(
     if refills and spare:
         assert min(ranking[e] for e in refills) >= max(ranking[e] for e in spare)
     assert len(chosen) == gate.top_k or not spare
-
-
-def objective(policy: Marginal, got: Assignment, plain: Assignment) -> float:
-    if not plain.counts.any():
-        return 0.0
-    share = {"latency": 0.0, "energy": 1.0, "weighted": policy.energy_share}[policy.objective]
-    latency = float(got.predicted.latency_us / plain.predicted.latency_us)
-    energy = float(got.predicted.energy_mj / plain.predicted.energy_mj)
-    return (1 - share) * latency + share * energy
 
 
 @settings(max_examples=60, deadline=None)
@@ -197,11 +190,41 @@ def test_energy_and_latency_can_ask_for_different_experts(
     table = make_table(prices, 3)
     logits = torch.log(torch.tensor([[0.5, 0.02, 0.24, 0.24]]))
     dropped = {}
-    for objective_name in ("latency", "energy"):
-        policy = Marginal(lam=0.12, q=0.5, objective=objective_name)
+    for name in ("latency", "energy"):
+        policy = Marginal(lam=0.12, q=0.5, objective=Objective.of({name: 1.0}))
         got = route(logits, table=table, gate=Gate(top_k=3), policy=policy)
-        dropped[objective_name] = [e for e in (2, 3) if got.counts[e] == 0]
+        dropped[name] = [e for e in (2, 3) if got.counts[e] == 0]
     assert dropped == {"latency": [2], "energy": [3]}
+
+
+def test_bytes_ask_for_the_largest_expert_however_fast_it_is(
+    make_table: Callable[..., CostTable],
+) -> None:
+    """The last expert stores most; the one before it takes ten times as long."""
+    table = make_table([(10.0, 1.0, 1.0)] * 2 + [(100.0, 1.0, 1.0), (5.0, 1.0, 1.0)], 3)
+    assert table.expert_weight_bytes.argmax() == 3
+    logits = torch.log(torch.tensor([[0.5, 0.02, 0.24, 0.24]]))
+    dropped = {}
+    for name in ("latency", "memory"):
+        goal = Objective.of({name: 1.0})
+        got = route(
+            logits, table=table, gate=Gate(top_k=3), policy=Marginal(lam=0.15, objective=goal)
+        )
+        dropped[name] = [e for e in (2, 3) if got.counts[e] == 0]
+    assert dropped == {"latency": [2], "memory": [3]}
+
+
+def test_a_budget_of_bytes_is_met(make_table: Callable[..., CostTable]) -> None:
+    table = make_table(MIXED, 4)
+    logits = torch.randn(6, E, generator=torch.Generator().manual_seed(5)) * 2
+    goal = Objective(latency=0, memory=1)
+    awake = []
+    for budget in (1.0, 0.8, 0.6):
+        policy = Marginal(budget=budget, q=0.3, objective=goal)
+        got = route(logits, table=table, gate=GATES[0], policy=policy)
+        awake.append(float(((got.counts > 0) * table.expert_weight_bytes).sum()))
+    assert awake[1] <= 0.8 * awake[0]
+    assert awake[2] <= 0.6 * awake[0]
 
 
 def test_a_budget_is_met_with_the_least_loss_or_approached(
@@ -256,13 +279,12 @@ def test_experts_of_a_prompt_are_kept_and_refilled_from(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"lam": -1.0}, "lam is -1; the policy cannot be built; use at least 0"),
+        ({"lam": -1.0}, "lam is -1.0; the policy cannot be built; use at least 0"),
         ({"lam": math.inf}, "lam is inf; .*"),
         ({"lam": math.nan}, "lam is nan; .*"),
         ({"budget": 1.5}, "budget is 1.5; .*; use 0 … 1"),
         ({"q": -0.1}, "q is -0.1; .*; use 0 … 1"),
         ({"q": 2}, "q is 2; .*; use 0 … 1"),
-        ({"objective": "speed"}, "objective 'speed' is unknown; .*; use latency, energy or weigh"),
     ],
 )
 def test_parameters_out_of_range_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -274,9 +296,10 @@ def test_an_objective_the_table_does_not_price_is_refused(
     make_table: Callable[..., CostTable],
 ) -> None:
     table = make_table([(100.0, 1.0, 0.0)] * E, 4)
-    policy = Marginal(lam=1.0, objective="energy")
-    with pytest.raises(TableError, match="energy_mj is 0 or not finite; nothing can be"):
-        route(torch.randn(3, E), table=table, gate=Gate(top_k=4), policy=policy)
+    for name in ("energy", "thermal"):
+        policy = Marginal(lam=1.0, objective=Objective.of({name: 1.0}))
+        with pytest.raises(TableError, match="energy_mj is 0 or not finite; nothing can be"):
+            route(torch.randn(3, E), table=table, gate=Gate(top_k=4), policy=policy)
 
 
 def test_a_row_that_is_not_finite_neither_moves_nor_loses_anything(

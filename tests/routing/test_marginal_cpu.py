@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from policy_batches import BALANCED, OBJECTIVES
 
 from costprof.costmodel.table import CostTable
-from costprof.routing import Gate, Marginal, Rows, route
+from costprof.routing import Gate, Marginal, Objective, Rows, route
 from costprof.routing.contract import Assignment
 from costprof.routing.kernels import compiled, marginal_cpu
 
@@ -43,7 +44,7 @@ def test_this_machine_compiles_it() -> None:
     lam=st.sampled_from([0.0, 0.1, 0.5, 5.0]),
     budget=st.sampled_from([1.0, 0.8, 0.3]),
     q=st.sampled_from([0.0, 0.5, 0.7, 0.95]),
-    objective=st.sampled_from(["latency", "energy", "weighted"]),
+    objective=st.sampled_from(OBJECTIVES + BALANCED),
     described=st.booleans(),
     renormalise=st.booleans(),
     which=st.integers(0, 1),
@@ -54,7 +55,7 @@ def test_it_decides_as_tensors_do(
     lam: float,
     budget: float,
     q: float,
-    objective: str,
+    objective: Objective,
     described: bool,
     renormalise: bool,
     which: int,

@@ -47,7 +47,9 @@ POLICIES = [
     Prune(share=0.3),
     TileRound(block_m=4, objective=EVERY),
     Marginal(lam=1.0, q=0.5),
-    Marginal(budget=0.7, q=0.3, objective="weighted"),
+    Marginal(budget=0.7, q=0.3, objective=Objective(latency=1, energy=1)),
+    Marginal(lam=1.0, q=0.5, objective=Objective(latency=0, memory=1)),
+    Marginal(lam=1.0, q=0.5, objective=EVERY),
     StaticSet(kept=(0, 1, 2, 3, 4, 5, 6, 7)),
 ]
 GATES = [Gate(top_k=4), Gate(top_k=3, score="sigmoid", n_group=4, topk_group=2)]

@@ -12,11 +12,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from policy_batches import (
+    BALANCED,
     BY_PAST,
     BY_ROW,
     EQUAL,
     GATES,
     MIXED,
+    OBJECTIVES,
     Batch,
     E,
     draw_batch,
@@ -319,18 +321,25 @@ def test_more_lam_gives_nested_active_sets_at_no_higher_price(
 ) -> None:
     batch = draw_batch(data, "marginal", tables)
     q = data.draw(st.sampled_from([0.0, 0.5, 0.7, 0.9]))
-    objective = data.draw(st.sampled_from(["latency", "energy", "weighted"]))
+    objective = data.draw(st.sampled_from(OBJECTIVES))
     lams = sorted(data.draw(st.sets(st.floats(0.0, 20.0), min_size=2, max_size=5)))
     got = [batch.route(policy=Marginal(lam=lam, q=q, objective=objective)) for lam in lams]
-    costs = [price(each, batch.plain, objective) for each in got]
+    plain = batch.plain.counts
+    costs = [float(objective.layer(each.counts, batch.table, plain=plain)) for each in got]
     for less, more in itertools.pairwise(got):
         assert not ((more.counts > 0) & (less.counts == 0)).any()
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(costs))
 
 
-def price(got: Assignment, plain: Assignment, objective: str) -> float:
-    if not plain.counts.any():
-        return 0.0
-    latency = float(got.predicted.latency_us / plain.predicted.latency_us)
-    energy = float(got.predicted.energy_mj / plain.predicted.energy_mj)
-    return {"latency": latency, "energy": energy, "weighted": (latency + energy) / 2}[objective]
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_more_lam_drops_more_or_nothing_where_balance_counts(
+    data: st.DataObject, tables: list[CostTable]
+) -> None:
+    batch = draw_batch(data, "marginal", tables)
+    objective = data.draw(st.sampled_from(BALANCED))
+    lams = sorted(data.draw(st.sets(st.floats(0.0, 20.0), min_size=2, max_size=5)))
+    got = [batch.route(policy=Marginal(lam=lam, q=0.5, objective=objective)) for lam in lams]
+    for less, more in itertools.pairwise(got):
+        nested = not ((more.counts > 0) & (less.counts == 0)).any()
+        assert nested or torch.equal(more.indices, batch.plain.indices)

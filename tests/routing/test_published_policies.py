@@ -317,7 +317,7 @@ def test_what_does_not_fit_the_layer_is_refused(
         route(logits, **common, policy=StatisticalBalance(rate=1.0), history=other)
     free = make_table([(100.0, 1.0, 0.0)] * E, K)
     policy = TileRound(block_m=4, objective=Objective(energy=1.0))
-    with pytest.raises(TableError, match="an expert at energy 0; it cannot be routed by energy"):
+    with pytest.raises(TableError, match="energy_mj is 0 or not finite; nothing can be routed"):
         route(logits, table=free, gate=GATE, policy=policy)
 
 

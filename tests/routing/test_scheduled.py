@@ -9,7 +9,7 @@ import torch
 from policy_batches import EQUAL, GATES, MIXED, E, same
 
 from costprof.costmodel.table import CostTable
-from costprof.routing import POLICIES, Objective, Scheduled, SystemState, route
+from costprof.routing import POLICIES, Marginal, Objective, Scheduled, SystemState, route
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +52,19 @@ def test_rounding_follows_its_objective(tables: list[CostTable]) -> None:
         got = route(logits, table=tables[1], gate=GATES[0], policy=policy)
         plain = route(logits, table=tables[1], gate=GATES[0])
         assert got.counts.sum() < plain.counts.sum()
+
+
+def test_what_is_saved_may_follow_the_state(tables: list[CostTable]) -> None:
+    """Bytes while cool, heat and joules while hot."""
+    bytes_, heat = Objective(latency=0, memory=1), Objective(latency=0, thermal=1, energy=1)
+    policy = Scheduled.of(
+        Marginal, lam=0.05, objective=lambda state: heat if state.stage == "hot" else bytes_
+    )
+    logits = torch.randn(6, E, generator=torch.Generator().manual_seed(4))
+    common = {"table": tables[1], "gate": GATES[0]}
+    chosen = []
+    for stage, goal in (("cool", bytes_), ("hot", heat)):
+        got = route(logits, **common, policy=policy, state=SystemState(stage=stage))
+        assert same(got, route(logits, **common, policy=Marginal(lam=0.05, objective=goal)))
+        chosen.append(got)
+    assert not torch.equal(chosen[0].counts, chosen[1].counts)

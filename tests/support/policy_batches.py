@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from costprof.costmodel.table import CostTable
-from costprof.routing import POLICIES, Assignment, Gate, Rows, TopK, route
+from costprof.routing import POLICIES, Assignment, Gate, Objective, Rows, TopK, route
 
 E = 16
 EQUAL = [(100.0, 1.0, 2.0)] * E
@@ -27,6 +27,23 @@ GATES = [
         scaling=2.5,
     ),
     Gate(top_k=3, bias=torch.linspace(-0.02, 0.02, E), n_group=4, topk_group=3, group_top=1),
+]
+OBJECTIVES = [
+    Objective(),
+    Objective(latency=0, energy=1),
+    Objective(latency=1, energy=1),
+    Objective(latency=0, memory=1),
+    Objective(latency=0, thermal=1),
+    Objective(latency=1, memory=2),
+    Objective(latency=0, energy=1, thermal=3),
+    Objective(latency=1, energy=1, memory=1),
+    Objective(latency=1, energy=2, thermal=3, memory=4),
+]
+"""Of prices that each expert has by its own tokens, so that dropping one spares its price."""
+BALANCED = [
+    Objective(latency=0, balance=1),
+    Objective(latency=1, balance=1),
+    Objective(latency=1, energy=1, thermal=1, memory=1, balance=1),
 ]
 SHARES = st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0])
 EXPERTS = st.sets(st.integers(0, E - 1), min_size=1, max_size=E - 1).map(
@@ -49,6 +66,7 @@ PARAMETERS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "lam": st.sampled_from([0.0, 0.1, 0.5, 5.0]),
         "budget": st.sampled_from([1.0, 0.8, 0.0]),
         "q": SHARES,
+        "objective": st.sampled_from(OBJECTIVES + BALANCED),
     },
 }
 BY_ROW = ("fewer", "skip", "cost_bias", "prune", "static_optimal")

@@ -1,0 +1,80 @@
+"""An objective's price of each expert in the two columns that compiled decisions read."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from costprof.costmodel.lookup import COLUMNS, DenseLookup
+from costprof.costmodel.table import CostTable
+from costprof.routing.objective import Objective
+
+_PRICES = ("latency", "energy")
+
+
+class PriceColumns(NamedTuple):
+    """Prices of two terms of an objective, and their weights, which add up to 1."""
+
+    lookup: DenseLookup
+    weights: tuple[float, float]
+
+
+@lru_cache(maxsize=256)
+def price_columns(
+    objective: Objective, table: CostTable, device: torch.device
+) -> PriceColumns | None:
+    """Return the terms of `objective` as columns on `device`; None where two cannot hold them.
+
+    Heat and stored bytes are functions of an expert's own tokens, as latency and energy are, and
+    take a column each. Imbalance is not: it has the whole layer's tokens in it. Kept after the
+    first call, as it is checked and copied there once.
+
+    Raises:
+        TableError: `table` does not price `objective`.
+    """
+    objective.check(table)
+    weights = objective.weights()
+    if "balance" in weights or len(weights) > len(COLUMNS):
+        return None
+    if weights.keys() <= set(_PRICES):
+        both = (weights.get("latency", 0.0), weights.get("energy", 0.0))
+        return PriceColumns(table.lookup(device), both)
+    names = tuple(weights)
+    first, second = (*weights.values(), 0.0)[:2]
+    return PriceColumns(_folded(table, names, device), (first, second))
+
+
+def _folded(table: CostTable, names: tuple[str, ...], device: torch.device) -> DenseLookup:
+    """The lookup of `table` with the terms `names`, one or two, for columns."""
+    with torch.inference_mode(False):
+        lookup = table.lookup(torch.device("cpu"))
+        columns = [_column(table, lookup, name) for name in (*names, *names)[:2]]
+        values, slope, base = (torch.stack(each, dim=-1) for each in zip(*columns, strict=True))
+        return dataclasses.replace(lookup, values=values, slope=slope, base=base).to(device)
+
+
+def _column(table: CostTable, lookup: DenseLookup, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Values [rows], slope [E] and base [] of one term, see `DenseLookup`."""
+    if name in _PRICES:
+        column = _PRICES.index(name)
+        return lookup.values[:, column], lookup.slope[:, column], lookup.base[column]
+    constants = table.expert_constants("cpu")
+    none = torch.zeros_like(lookup.base[0])
+    by_count = lookup.values.view(-1, lookup.n_classes, len(COLUMNS))
+    if name == "thermal":
+        heat = _by_class(constants.heat_c_per_mj, lookup)
+        energy = by_count[..., _PRICES.index("energy")]
+        slope = lookup.slope[:, _PRICES.index("energy")] * constants.heat_c_per_mj
+        return (energy * heat).flatten(), slope, none
+    stored = _by_class(constants.weight_bytes, lookup).expand(by_count.shape[:2]).clone()
+    stored[0] = 0.0  # without tokens nothing is read
+    return stored.flatten(), torch.zeros_like(lookup.slope[:, 0]), none
+
+
+def _by_class(of_expert: Tensor, lookup: DenseLookup) -> Tensor:
+    """`of_expert` [E], equal within a class, as [C]."""
+    return of_expert.new_zeros(lookup.n_classes).scatter_(0, lookup.class_index, of_expert)

@@ -1,0 +1,54 @@
+"""Two terms of an objective as the columns of a lookup."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policy_batches import BALANCED, MIXED, OBJECTIVES, E
+
+from costprof.costmodel.table import CostTable
+from costprof.routing.objective import Objective
+from costprof.routing.price_columns import price_columns
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def table(make_table: Callable[..., CostTable]) -> CostTable:
+    return make_table(MIXED, 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 300), min_size=E, max_size=E).map(torch.tensor),
+    objective=st.sampled_from([each for each in OBJECTIVES if len(each.weights()) <= 2]),
+)
+def test_columns_price_as_the_objective_does(
+    counts: torch.Tensor, objective: Objective, table: CostTable
+) -> None:
+    columns = price_columns(objective, table, CPU)
+    assert columns is not None
+    assert sum(columns.weights) == pytest.approx(1.0)
+    if not counts.any():
+        return
+    weights = torch.tensor(columns.weights, dtype=torch.float64)
+    shares = columns.lookup.experts(counts) / columns.lookup.layer(counts)
+    torch.testing.assert_close((shares * weights).sum(-1), objective.experts(counts, table))
+
+
+def test_what_does_not_fit_into_two_columns_has_none(table: CostTable) -> None:
+    many = [each for each in OBJECTIVES if len(each.weights()) > 2]
+    assert many
+    for objective in (*BALANCED, *many):
+        assert price_columns(objective, table, CPU) is None
+
+
+def test_latency_and_energy_are_the_tables_own_columns(table: CostTable) -> None:
+    columns = price_columns(Objective(latency=1, energy=3), table, CPU)
+    assert columns is not None
+    assert columns.lookup is table.lookup(CPU)
+    assert columns.weights == (0.25, 0.75)
