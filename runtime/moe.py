@@ -16,6 +16,7 @@ from costprof.routing import Assignment, Gate, Rows, SystemState, TopK, route
 from costprof.routing.contract import Policy
 from costprof.runtime.experts import Expert
 from costprof.runtime.kernel_choice import KernelChoice
+from costprof.runtime.permutation import permutation
 
 _COOL = SystemState()
 _TOPK = TopK()
@@ -155,9 +156,7 @@ class MoELayer(nn.Module):
 
     def _compute(self, x: Tensor, assignment: Assignment, state: SystemState) -> Tensor:
         """Run each active expert on its rows and add up the weighted results, [T, d_model]."""
-        expert_of_slot = assignment.indices.masked_fill(~assignment.used, len(self.experts))
-        # Stable: rows of one expert stay in the order of the batch. Unused slots come last.
-        slots = torch.argsort(expert_of_slot.flatten(), stable=True)
+        slots = permutation(assignment.indices, assignment.used, assignment.counts).slots
         tokens = slots // assignment.indices.shape[1]
         weights = assignment.weights.flatten()[slots].to(x.dtype).unsqueeze(-1)
         counts = assignment.counts.tolist()

@@ -57,19 +57,32 @@ def permute(x: Tensor, indices: Tensor, n_experts: int) -> Permuted:
     require_gpu(x)
     top_k = indices.shape[1]
     slots = tokens * top_k
-    ids = indices.reshape(-1).to(torch.int32)
-    counts = torch.empty(n_experts, dtype=torch.int32, device=x.device)
-    position = torch.full((slots,), -1, dtype=torch.int32, device=x.device)
+    counts, position = number_slots(indices, n_experts)
     rows = torch.empty(slots, width, dtype=x.dtype, device=x.device)
-    block = min(_BLOCK, triton.next_power_of_2(max(slots, 1)))
     columns = min(_BLOCK, triton.next_power_of_2(width))
-    with on_device_of(x):
-        rank_slots[(n_experts,)](ids, counts, position, slots, BLOCK=block)
-        if slots:
+    if slots:
+        with on_device_of(x):
             copy_rows[(slots, triton.cdiv(width, columns))](
                 x.contiguous(), rows, position, top_k, width, BLOCK=columns
             )
     return Permuted(rows, counts, position)
+
+
+def number_slots(indices: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
+    """Return `counts` and `position` of `Permuted` for `indices` [T, k] of experts.
+
+    Raises:
+        ToolError: the tensor is not on a GPU.
+    """
+    require_gpu(indices)
+    slots = indices.numel()
+    ids = indices.reshape(-1).to(torch.int32)
+    counts = torch.empty(n_experts, dtype=torch.int32, device=indices.device)
+    position = torch.full((slots,), -1, dtype=torch.int32, device=indices.device)
+    block = min(_BLOCK, triton.next_power_of_2(max(slots, 1)))
+    with on_device_of(indices):
+        rank_slots[(n_experts,)](ids, counts, position, slots, BLOCK=block)
+    return counts, position
 
 
 def unpermute(rows: Tensor, position: Tensor, weights: Tensor) -> Tensor:

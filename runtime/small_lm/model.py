@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from costprof.core.errors import InputError
 from costprof.routing import Gate
 from costprof.routing.gate import select
+from costprof.runtime.permutation import permutation
 from costprof.runtime.small_lm.grouped import grouped_product
 
 N_BYTES = 256
@@ -226,15 +227,16 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, routed: Routed) -> Tensor:
         """Return [B, T, d_model]: the weighted sum of each token's experts."""
         n_experts, k = self.experts_in.shape[0], routed.indices.shape[-1]
-        expert_of_slot = routed.indices.reshape(-1)
+        indices = routed.indices.reshape(-1, k)
+        used = torch.ones_like(indices, dtype=torch.bool)
         if routed.used is not None:
-            expert_of_slot = expert_of_slot.masked_fill(~routed.used.reshape(-1), n_experts)
-        slots = torch.argsort(expert_of_slot, stable=True)  # unused ones last
-        counts = torch.bincount(expert_of_slot, minlength=n_experts)[:n_experts].tolist()
+            used = routed.used.reshape(-1, k)
+        of_expert = torch.bincount(indices[used], minlength=n_experts)
+        slots, back = permutation(indices, used, of_expert)
+        counts = of_expert.tolist()
         rows = x.reshape(-1, x.shape[-1])[slots // k]
         gate, up = grouped_product(rows, self.experts_in, counts).chunk(2, dim=-1)
         out = grouped_product(F.silu(gate) * up, self.experts_out, counts)
-        back = torch.empty_like(slots).scatter_(0, slots, torch.arange(len(slots)).to(slots))
         of_slot = out[back].view(*routed.indices.shape, -1)
         return (of_slot * routed.weights.unsqueeze(-1).to(of_slot.dtype)).sum(dim=-2)
 

@@ -11,6 +11,7 @@ from naive import naive_expert, relative_error
 from costprof.core.errors import InputError
 from costprof.runtime.kernels.triton_experts import grouped_swiglu
 from costprof.runtime.kernels.triton_permute import permute, unpermute
+from costprof.runtime.permutation import _by_sorting, _by_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EXPERTS = 5
@@ -47,6 +48,16 @@ def test_rows_lie_by_expert_in_the_order_of_their_tokens(
             if 0 <= expert < EXPERTS:
                 total[token] += weights[token, rank] * x[token]
     assert torch.allclose(back, total, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), tokens=st.integers(0, 30), top_k=st.integers(1, 3))
+def test_slots_of_one_expert_more_come_last(seed: int, tokens: int, top_k: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    expert = torch.randint(0, EXPERTS + 1, (tokens, top_k), generator=generator).to(DEVICE)
+    counted, by_sorting = _by_triton(expert, EXPERTS + 1), _by_sorting(expert)
+    assert torch.equal(counted.slots, by_sorting.slots)
+    assert torch.equal(counted.places, by_sorting.places)
 
 
 def test_more_slots_than_one_block_holds() -> None:

@@ -1,0 +1,71 @@
+"""Where each expert's rows lie, counted on a CPU by the compiled code beside this file."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from costprof.core.errors import InputError
+from costprof.routing.kernels.compiled import library
+
+
+@functools.cache
+def _function() -> ctypes._NamedFuncPointer | None:
+    found = library("permutation.c")
+    if found is None:
+        return None
+    function = found.costprof_permutation
+    function.argtypes = [ctypes.c_int64] * 2 + [ctypes.c_void_p] * 6
+    function.restype = ctypes.c_int
+    return function
+
+
+def available() -> bool:
+    """Whether this machine could compile the code."""
+    return _function() is not None
+
+
+def permute_slots(indices: Tensor, used: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the slot at each place and the place of each slot, both [T·k] int64.
+
+    Args:
+        indices: [T, k] int64.
+        used: [T, k] bool.
+        counts: [E] int64, used slots of each expert.
+
+    Raises:
+        InputError: shapes differ, or the counts are not those of the slots.
+    """
+    function = _function()
+    assert function is not None
+    if used.shape != indices.shape:
+        raise InputError(
+            f"used has shape {list(used.shape)}, indices {list(indices.shape)}",
+            "the rows cannot be dealt to the experts",
+            "give both of the same assignment",
+        )
+    indices, counts = (each.to(torch.int64).contiguous() for each in (indices, counts))
+    used = used.to(torch.bool).contiguous()
+    slots, experts = indices.numel(), counts.numel()
+    out = torch.empty(2, slots, dtype=torch.int64)
+    scratch = torch.empty_like(counts)
+    code = function(
+        slots,
+        experts,
+        indices.data_ptr(),
+        used.data_ptr(),
+        counts.data_ptr(),
+        scratch.data_ptr(),
+        out.data_ptr(),
+        out.data_ptr() + slots * out.element_size(),
+    )
+    if code < 0:
+        raise InputError(
+            "the counts are not those of the slots",
+            "the rows cannot be dealt to the experts",
+            "give the counts of the same assignment",
+        )
+    return out[0], out[1]
