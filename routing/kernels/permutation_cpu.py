@@ -47,20 +47,20 @@ def permute_slots(indices: Tensor, used: Tensor, counts: Tensor) -> tuple[Tensor
             "the rows cannot be dealt to the experts",
             "give both of the same assignment",
         )
-    indices, counts = (each.to(torch.int64).contiguous() for each in (indices, counts))
-    used = used.to(torch.bool).contiguous()
-    slots, experts = indices.numel(), counts.numel()
-    out = torch.empty(2, slots, dtype=torch.int64)
-    scratch = torch.empty_like(counts)
+    indices, used = indices.long().contiguous(), used.bool().contiguous()
+    counts = counts.long().contiguous()
+    next_place = torch.empty_like(counts)
+    slots_at = torch.empty(indices.numel(), dtype=torch.int64)
+    places = torch.empty_like(slots_at)
     code = function(
-        slots,
-        experts,
+        indices.numel(),
+        counts.numel(),
         indices.data_ptr(),
         used.data_ptr(),
         counts.data_ptr(),
-        scratch.data_ptr(),
-        out.data_ptr(),
-        out.data_ptr() + slots * out.element_size(),
+        next_place.data_ptr(),
+        slots_at.data_ptr(),
+        places.data_ptr(),
     )
     if code < 0:
         raise InputError(
@@ -68,4 +68,4 @@ def permute_slots(indices: Tensor, used: Tensor, counts: Tensor) -> tuple[Tensor
             "the rows cannot be dealt to the experts",
             "give the counts of the same assignment",
         )
-    return out[0], out[1]
+    return slots_at, places

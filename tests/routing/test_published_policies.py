@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -319,6 +320,14 @@ def test_what_does_not_fit_the_layer_is_refused(
     policy = TileRound(block_m=4, objective=Objective(energy=1.0))
     with pytest.raises(TableError, match="energy_mj is 0 or not finite; nothing can be routed"):
         route(logits, table=free, gate=GATE, policy=policy)
+    column = table.rows.column_names.index("temp_rise_c")
+    unknown = pa.array([float("nan")] * len(table.rows), table.rows.schema.field(column).type)
+    cold = CostTable(
+        table.rows.set_column(column, table.rows.schema.field(column), unknown), table.manifest
+    )
+    policy = TileRound(block_m=4, objective=Objective(thermal=1.0))
+    with pytest.raises(TableError, match="no expert's rise in temperature; nothing can be routed"):
+        route(logits, table=cold, gate=GATE, policy=policy)
 
 
 def test_what_is_kept_from_serving_can_be_trained_with(
