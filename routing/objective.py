@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from costprof.core.errors import InputError, TableError
-from costprof.costmodel.table import CostTable, Quantity
+from costprof.costmodel.table import CostTable, ExpertConstants, Quantity
 from costprof.routing.parameters import check_number
 
 
@@ -115,18 +115,24 @@ class Objective:
         return torch.stack(parts).sum(0)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constants(table: CostTable, device: torch.device) -> ExpertConstants:
+    """What of each expert a trace of `torch.compile` need not look into."""
+    return table.expert_constants(device)
+
+
 def _expert_terms(
     counts: Tensor, table: CostTable, names: Collection[str], *, layer: Tensor
 ) -> dict[str, Tensor]:
     """The terms `names` of each expert [..., E]; imbalance is that of the tokens of `layer`."""
     terms: dict[str, Tensor] = {}
-    constants = table.expert_constants(counts.device)
     if not {"latency", "energy", "thermal"}.isdisjoint(names):
         price = table.expert_costs(counts)
         terms["latency"], terms["energy"] = price.latency_us, price.energy_mj
-        terms["thermal"] = price.energy_mj * constants.heat_c_per_mj
+        if "thermal" in names:
+            terms["thermal"] = price.energy_mj * _constants(table, counts.device).heat_c_per_mj
     if "memory" in names:
-        terms["memory"] = (counts > 0) * constants.weight_bytes
+        terms["memory"] = (counts > 0) * _constants(table, counts.device).weight_bytes
     if "balance" in names:
         tokens = layer.sum(dim=-1, keepdim=True).double().clamp_min(1.0)
         terms["balance"] = counts.shape[-1] * (counts.double() / tokens).square()

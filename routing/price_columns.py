@@ -23,19 +23,24 @@ class PriceColumns(NamedTuple):
     weights: tuple[float, float]
 
 
-@lru_cache(maxsize=256)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def price_columns(
     objective: Objective, table: CostTable, device: torch.device
 ) -> PriceColumns | None:
     """Return the terms of `objective` as columns on `device`; None where two cannot hold them.
 
     Heat and stored bytes are functions of an expert's own tokens, as latency and energy are, and
-    take a column each. Imbalance is not: it has the whole layer's tokens in it. Kept after the
-    first call, as it is checked and copied there once.
+    take a column each. Imbalance is not: it has the whole layer's tokens in it. Checked, made and
+    copied once, also for the traces of `torch.compile`.
 
     Raises:
         TableError: `table` does not price `objective`.
     """
+    return _columns(objective, table, device)
+
+
+@lru_cache(maxsize=256)
+def _columns(objective: Objective, table: CostTable, device: torch.device) -> PriceColumns | None:
     objective.check(table)
     weights = objective.weights()
     if "balance" in weights or len(weights) > len(COLUMNS):

@@ -52,3 +52,15 @@ def test_latency_and_energy_are_the_tables_own_columns(table: CostTable) -> None
     assert columns is not None
     assert columns.lookup is table.lookup(CPU)
     assert columns.weights == (0.25, 0.75)
+
+
+@pytest.mark.parametrize("objective", [Objective(), Objective(latency=1, memory=1)])
+def test_a_trace_holds_the_columns_made_once(objective: Objective, table: CostTable) -> None:
+    def priced(rows: torch.Tensor) -> torch.Tensor:
+        columns = price_columns(objective, table, rows.device)
+        return columns.lookup.values[rows] * columns.weights[0]
+
+    rows = torch.tensor([2, 3])
+    torch.compiler.reset()
+    traced = torch.compile(priced, backend="aot_eager", fullgraph=True)(rows)
+    assert torch.equal(traced, priced(rows))
