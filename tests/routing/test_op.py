@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from costprof.costmodel.table import CostTable
-from costprof.routing import Assignment, Gate, Marginal, Rows, TopK, route
+from costprof.routing import Assignment, Gate, Marginal, Objective, Rows, TopK, route
 from costprof.routing.gate import select
 from costprof.routing.kernels import marginal_cpu, op
 from costprof.routing.pruning import ONE
@@ -181,3 +181,14 @@ def test_inductor_routes_as_eager_code_does(table: CostTable) -> None:
     assert all(torch.equal(a, b) for a, b in zip(got[:3], expected[:3], strict=True))
     for a, b in zip(got[3:], expected[3:], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "objective", [Objective(latency=1, memory=1), Objective(thermal=1, balance=1)]
+)
+def test_a_trace_prices_by_any_objective(table: CostTable, objective: Objective) -> None:
+    """Two terms in the operator's columns; what does not fit there, by tensors."""
+    call = routed(table, policy=Marginal(lam=0.1, q=0.3, objective=objective))
+    traced = torch.compile(call, backend="aot_eager", fullgraph=True)
+    for got, wanted in zip(traced(batch()), call(batch()), strict=True):
+        assert torch.equal(got, wanted)
