@@ -19,10 +19,10 @@ from torch import Tensor
 
 from costprof.core.errors import InputError
 from costprof.costmodel.table import write_table
-from costprof.routing import Gate, Marginal, Objective, TopK
+from costprof.routing import Gate, Marginal, TopK
 from costprof.routing.gate import select
 from costprof.runtime.integrations import sglang_plugin, vllm_plugin
-from costprof.runtime.integrations.config import VARIABLE, policy_named, read_config
+from costprof.runtime.integrations.config import VARIABLE, read_config
 from costprof.runtime.integrations.serving import ServedLayer, ServedLayers, Step
 
 STRONG = Marginal(lam=5.0, q=0.3)
@@ -333,20 +333,6 @@ def test_a_wrong_configuration_is_refused(
 def test_a_missing_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{VARIABLE} names .*which cannot be read"):
         read_config({VARIABLE: str(tmp_path / "none.json")})
-
-
-def test_unknown_policies_and_parameters_are_refused() -> None:
-    with pytest.raises(InputError, match="there is no policy 'cheapest'"):
-        policy_named("cheapest", {})
-    with pytest.raises(InputError, match="policy marginal does not take these parameters"):
-        policy_named("marginal", {"lambda": 1.0})
-    with pytest.raises(InputError, match=r"objective 'energy' is no object of weights; .*; write"):
-        policy_named("marginal", {"objective": "energy"})
-
-
-def test_an_objective_is_written_as_its_weights() -> None:
-    read = policy_named("marginal", {"objective": {"memory": 1, "energy": 3}})
-    assert read == Marginal(objective=Objective(latency=0, memory=1, energy=3))
 
 
 @pytest.mark.parametrize("server", ["vllm", "sglang"])
