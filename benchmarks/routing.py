@@ -7,9 +7,9 @@ Every policy, in several settings, decodes held-out text with `data/models/bytes
 bytes, padded rows. Predicted: µs and mJ, by the shipped H200 table of OLMoE-1B-7B, which has 64
 experts too: what the same token counts would cost there.
 
-Settings are tried on the *dev* split. Judged on the *test* split, on as many draws of text as there
-are seeds, all on the same text, are those on each policy's curve on dev and, of each, the one of
-fewest weight bytes whose bits per byte rise by at most `--quality` on dev. Plain top-k with fewer
+Settings are tried on the *dev* split, on a draw three times as long. Judged on the *test* split, on
+as many draws of text as there are seeds, all on the same text, are those on each policy's curve on
+dev and, of each, the one of fewest weight bytes whose bits per byte rise by at most `--quality` there. Plain top-k with fewer
 experts is a policy like all others. Printed for the chosen: ratios to plain top-k and to
 `marginal`. Printed for the curves: each policy's weight bytes over `marginal`'s at equal bits per
 byte, the least of its settings, with paired bootstrap intervals over batches (`routing_steps/
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=64, help="at least, on each draw")
     parser.add_argument("--bytes", type=int, default=96, help="predicted of each sequence")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=1, help="of the draws of test text")
     parser.add_argument("--quality", type=float, default=0.01, help="bits per byte given, a share")
     parser.add_argument("--policies", nargs="+", help="only these, besides top-k and marginal")
     parser.add_argument("--threads", type=int, default=1)
@@ -120,8 +121,8 @@ def one_batch(
     table = CostTable.shipped(TABLE)
     sequences = -(-arguments.sequences // batch) * batch
 
-    def text(split: str, seed: int) -> torch.Tensor:
-        return judged_text(corpus, split, sequences, length=arguments.bytes, seed=seed)[0]
+    def text(split: str, seed: int, count: int) -> torch.Tensor:
+        return judged_text(corpus, split, count, length=arguments.bytes, seed=seed)[0]
 
     def figures(entry: Entry, on: torch.Tensor) -> dict[str, list[float]]:
         found = evaluate(model, on, batch=batch, table=table, policy=entry.made, top_k=entry.top_k)
@@ -129,7 +130,7 @@ def one_batch(
             field.name: getattr(found, field.name).tolist() for field in dataclasses.fields(found)
         }
 
-    dev = text("dev", 0)
+    dev = text("dev", 0, -(-3 * arguments.sequences // batch) * batch)
     made = {
         entry.name: entry
         for entry in entries(model, table, dev, batch)
@@ -138,8 +139,8 @@ def one_batch(
     tried = {name: means(figures(entry, dev)) for name, entry in made.items()}
     chosen = choose(tried, arguments.quality)
     judged: dict[str, dict[str, list[float]]] = {}
-    for seed in range(1, arguments.seeds + 1):
-        sample = text("test", seed)
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+        sample = text("test", seed, sequences)
         for name in dict.fromkeys([PLAIN, *chosen.values(), *corners(tried)]):
             into = judged.setdefault(name, {})
             for key, values in figures(made[name], sample).items():
