@@ -9,11 +9,12 @@ experts too: what the same token counts would cost there.
 
 Settings are tried on the *dev* split, on a draw three times as long. Judged on the *test* split, on
 as many draws of text as there are seeds, all on the same text, are those on each policy's curve on
-dev and, of each, the one of fewest weight bytes whose bits per byte rise by at most `--quality` there. Plain top-k with fewer
-experts is a policy like all others. Printed for the chosen: ratios to plain top-k and to
-`marginal`. Printed for the curves: each policy's weight bytes over `marginal`'s at equal bits per
-byte, the least of its settings, with paired bootstrap intervals over batches (`routing_steps/
-pareto.py`): "dominated" where the whole interval lies above 1, "cheaper" where below.
+dev and, of each, the one of fewest weight bytes whose bits per byte rise by at most `--quality`
+there. Plain top-k with fewer experts is a policy like all others. Printed for the chosen: ratios to
+plain top-k and to `marginal`. Printed for the curves: each policy's weight bytes over `marginal`'s
+at equal bits per byte, the least of its settings, with paired bootstrap intervals over batches
+(`routing_steps/pareto.py`): "dominated" where the whole interval lies above 1, "cheaper" where
+below.
 `--show FILE...` prints again what `--out` wrote; `--page` draws all of it, `--picture` weight bytes
 alone.
 

@@ -35,18 +35,17 @@ class Marginal:
 
     A batch wakes the union of its rows' experts; at decode sizes each costs nearly as much for one
     row as for ten. What an expert's going saves is its price less what its tokens cost elsewhere
-    (the mean price of one more token to an active expert). Its harm is the sum over its rows
-    of its share of the row's gate mass times what of that share the next best expert that is awake
-    would not make up for (`pruning.saliency`): many small shares do less harm than one large one,
-    and little is lost where the next expert is nearly as good. Experts are taken in the order of
-    harm over saving, as far as no row loses more than `1 - q` of its mass (`pruning.drop_ranks`).
-    As prices add up, `lam · cost saved - harm`, both as shares (of plain top-k's cost, of a harm of
-    1 to every real row), is largest where each expert goes whose harm is below `lam` times its
+    (the mean price of one more token to an active expert). Its harm is the sum over its rows of its
+    share of the row's gate mass times what of that share the next best expert that is awake would
+    not make up for (`pruning.saliency`): many small shares do less harm than one large one, and
+    little is lost where the next expert is nearly as good. Experts are taken in the order of harm
+    over saving, as far as no row loses more than `1 - q` of its mass (`pruning.drop_ranks`). As
+    prices add up, `lam · cost saved - harm`, both as shares (of plain top-k's cost, of a harm of 1
+    to every real row), is largest where each expert goes whose harm is below `lam` times its
     saving, counting each row's first replacement only: no search is needed. For a `budget` experts
-    go in that order until it is met. Rows that
-    lose an expert refill in rank order from the experts still active (as OEA does, arXiv
-    2511.02237). Weights of a changed row are scaled so that they sum to what its plain top-k's
-    summed to.
+    go in that order until it is met. Rows that lose an expert refill in rank order from the experts
+    still active (as OEA does, arXiv 2511.02237). Weights of a changed row are scaled so that they
+    sum to what its plain top-k's summed to.
 
     Promised to every row: it keeps its first expert and at least `q` of its own top-k gate mass
     (what it refills with does not count). The predicted cost is never above plain top-k's: where
@@ -139,16 +138,16 @@ class Marginal:
         self, decide: Decide, plain: Selection, columns: PriceColumns, rows: Rows
     ) -> Selection:
         """Choose by compiled code, which does the same."""
-        real, changeable = rows.real, None
+        real = None if rows.decode_only else rows.real
         if self.prefill:
             changeable = real
-        elif not rows.decode_only:
-            changeable = rows.lone_decode()
+        else:
+            changeable = None if real is None else rows.lone_decode()
         return decide(
             plain,
             columns.lookup,
             Terms(*columns.weights, self.lam, self.budget, slack_mass(self.q)),
-            real=None if rows.decode_only else real,
+            real=real,
             changeable=changeable,
         )
 
