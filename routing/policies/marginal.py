@@ -139,10 +139,7 @@ class Marginal:
     ) -> Selection:
         """Choose by compiled code, which does the same."""
         real = None if rows.decode_only else rows.real
-        if self.prefill:
-            changeable = real
-        else:
-            changeable = None if real is None else rows.lone_decode()
+        changeable = real if self.prefill or real is None else rows.lone_decode()
         return decide(
             plain,
             columns.lookup,
