@@ -7,14 +7,14 @@ Every policy, in several settings, decodes held-out text with `data/models/bytes
 bytes, padded rows. Predicted: µs and mJ, by the shipped H200 table of OLMoE-1B-7B, which has 64
 experts too: what the same token counts would cost there.
 
-Settings are tried on the *dev* split, on a draw three times as long. Judged on the *test* split, on
-as many draws of text as there are seeds, all on the same text, are those on each policy's curve on
-dev and, of each, the one of fewest weight bytes whose bits per byte rise by at most `--quality`
-there. Plain top-k with fewer experts is a policy like all others. Printed for the chosen: ratios to
-plain top-k and to `marginal`. Printed for the curves: each policy's weight bytes over `marginal`'s
+Settings are tried on the *dev* split: 65 of `marginal`, 40 of `lynx`, up to 12 of the others, which
+have fewer knobs or keep some as they are. Judged on the *test* split, on `--draws` draws of text, all
+on the same text, are those on each policy's curve on dev and, of each, the one of fewest weight bytes
+whose bits per byte rise by at most `--quality` there. Plain top-k with fewer experts is a policy
+like all others. Printed for the chosen: ratios to plain top-k and to `marginal`. Printed for the curves: each policy's weight bytes over `marginal`'s
 at equal bits per byte, the least of its settings, with paired bootstrap intervals over batches
 (`routing_steps/pareto.py`): "dominated" where the whole interval lies above 1, "cheaper" where
-below.
+below. All of it is of curves in weight bytes; µs and mJ are given for the same settings.
 `--show FILE...` prints again what `--out` wrote; `--page` draws all of it, `--picture` weight bytes
 alone.
 
@@ -62,6 +62,7 @@ MODEL = ROOT / "data/models/bytes-64x4.safetensors"
 PACKAGES = ROOT / "data/models/corpus.json"
 TABLE = "OLMoE-1B-7B"
 BATCHES = (4, 16, 32, 64, 256)
+DEV_SEQUENCES = 192
 
 
 def main() -> None:
@@ -76,8 +77,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--sequences", type=int, default=64, help="at least, on each draw")
     parser.add_argument("--bytes", type=int, default=96, help="predicted of each sequence")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first-seed", type=int, default=1, help="of the draws of test text")
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=1, help="of the test text")
     parser.add_argument("--quality", type=float, default=0.01, help="bits per byte given, a share")
     parser.add_argument("--policies", nargs="+", help="only these, besides top-k and marginal")
     parser.add_argument("--threads", type=int, default=1)
@@ -131,7 +132,7 @@ def one_batch(
             field.name: getattr(found, field.name).tolist() for field in dataclasses.fields(found)
         }
 
-    dev = text("dev", 0, -(-3 * arguments.sequences // batch) * batch)
+    dev = text("dev", 0, -(-DEV_SEQUENCES // batch) * batch)
     made = {
         entry.name: entry
         for entry in entries(model, table, dev, batch)
@@ -140,8 +141,9 @@ def one_batch(
     tried = {name: means(figures(entry, dev)) for name, entry in made.items()}
     chosen = choose(tried, arguments.quality)
     judged: dict[str, dict[str, list[float]]] = {}
-    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        sample = text("test", seed, sequences)
+    # One draw in parts, so that no two of them share text.
+    test = text("test", arguments.seed, arguments.draws * sequences)
+    for sample in torch.split(test, sequences):
         for name in dict.fromkeys([PLAIN, *chosen.values(), *corners(tried)]):
             into = judged.setdefault(name, {})
             for key, values in figures(made[name], sample).items():
@@ -149,7 +151,7 @@ def one_batch(
     return {
         "quality": arguments.quality,
         "sequences": sequences,
-        "seeds": arguments.seeds,
+        "draws": arguments.draws,
         "dev": tried,
         "chosen": chosen,
         "test": {name: means(each) for name, each in judged.items()},
@@ -161,7 +163,7 @@ def one_batch(
 def print_batch(batch: int, found: dict[str, Any]) -> None:
     """Print the chosen settings, the cheapest first, and the curves against ours."""
     print(
-        f"\nbatch {batch}; {found['seeds']} draws of {found['sequences']} sequences; setting "
+        f"\nbatch {batch}; {found['draws']} draws of {found['sequences']} sequences; setting "
         f"chosen on dev (bits per byte at most +{found['quality']:.1%}), on test:"
     )
     print(

@@ -30,7 +30,7 @@ def page(report: Mapping[str, Any]) -> str:
             title="Routing policies: cost at equal quality",
             facts=(
                 ("model", report["model"]),
-                ("test", f"{some['seeds']} draws of {some['sequences']} sequences or one batch"),
+                ("test", f"{some['draws']} draws of {some['sequences']} sequences or one batch"),
                 ("prices", f"shipped H200 predictions of {report['table']}"),
             ),
             provenance=(

@@ -2,7 +2,8 @@
 
 A policy's curve is the lower convex hull of its settings: between two of them lies what serving
 some batches with one and some with the other gives. Intervals are paired bootstraps over decode
-batches: every policy saw the same text, so all are drawn alike.
+batches: every policy saw the same text, so all are drawn alike. Of few batches they are too narrow:
+5 hold the truth in about 84 % of cases, 10 in 90 %, 80 in 93 %.
 """
 
 from __future__ import annotations
@@ -117,8 +118,9 @@ def chosen_intervals(
 def over_ours(judged: Mapping[str, Figures], batch: int) -> dict[str, dict[str, list[float]]]:
     """Return (p2.5, median, p97.5) of each rival setting's cost over ours at equal bits.
 
-    Ours is the curve of `marginal`'s settings and plain top-k, drawn anew from each resample.
-    Settings of fewer bits than all of ours are compared with ours of fewest bits.
+    Ours is the curve of `marginal`'s settings and plain top-k, drawn anew from each resample. A
+    setting of fewer bits than all of ours is compared with ours of fewest bits, and counts as at
+    least as cheap: neither dominates.
     """
     drawn = {name: _resampled(each, batch) for name, each in judged.items()}
     own = [name for name in judged if policy_of(name) in (OURS, PLAIN)]
@@ -130,18 +132,18 @@ def over_ours(judged: Mapping[str, Figures], batch: int) -> dict[str, dict[str, 
         for name, each in drawn.items():
             if name in own:
                 continue
-            ours = [
-                float(at_bits(b, c, asked))
-                for (b, c), asked in zip(curves, each["bits_per_byte"], strict=True)
-            ]
-            found.setdefault(name, {})[key] = _band(each[key] / np.array(ours))
+            asked = each["bits_per_byte"]
+            ours = [float(at_bits(b, c, a)) for (b, c), a in zip(curves, asked, strict=True)]
+            ratio = each[key] / np.array(ours)
+            better = asked < bits.min(axis=1)
+            found.setdefault(name, {})[key] = _band(np.where(better, ratio.clip(max=1.0), ratio))
     return found
 
 
 def verdict(interval: Sequence[float]) -> str:
-    """Say what an interval of cost over ours means for us."""
+    """Say what an interval of cost over ours means for a rival."""
     low, _, high = interval
-    return "dominated" if low > 1.0 else "cheaper" if high < 1.0 else "equal"
+    return "dominated" if low > 1.0 else "cheaper" if high < 1.0 else "undecided"
 
 
 def _resampled(figures: Figures, batch: int) -> dict[str, Array]:

@@ -52,7 +52,7 @@ def judged() -> dict[str, dict[str, list[float]]]:
     }
 
 
-def test_a_rival_is_cheaper_equal_or_dominated_at_equal_bits(
+def test_a_rival_is_cheaper_undecided_or_dominated_at_equal_bits(
     judged: dict[str, dict[str, list[float]]],
 ) -> None:
     found = over_ours(judged, BATCH)
@@ -60,7 +60,16 @@ def test_a_rival_is_cheaper_equal_or_dominated_at_equal_bits(
     assert found["lynx below"]["weight_bytes"][1] == pytest.approx(0.9, abs=1e-3)
     assert found["budget above"]["predicted_us"][1] == pytest.approx(0.9 / 0.8, abs=1e-3)
     verdicts = [verdict(each["weight_bytes"]) for each in found.values()]
-    assert verdicts == ["cheaper", "equal", "dominated"]
+    assert verdicts == ["cheaper", "undecided", "dominated"]
+
+
+def test_a_rival_of_fewer_bits_than_all_of_ours_is_not_called_dominated(
+    judged: dict[str, dict[str, list[float]]],
+) -> None:
+    judged["skip left"] = figures(0.99, 1.05, np.random.default_rng(2))
+    assert verdict(over_ours(judged, BATCH)["skip left"]["weight_bytes"]) == "undecided"
+    judged["skip left"] = figures(0.99, 0.95, np.random.default_rng(2))
+    assert verdict(over_ours(judged, BATCH)["skip left"]["weight_bytes"]) == "cheaper"
 
 
 def test_the_setting_chosen_is_the_cheapest_within_the_quality() -> None:
@@ -85,7 +94,7 @@ def test_the_page_and_the_picture_show_every_policy(
     judged: dict[str, dict[str, list[float]]],
 ) -> None:
     found: dict[str, Any] = {
-        "seeds": 1,
+        "draws": 1,
         "sequences": 160,
         "test": {n: {k: float(np.mean(v)) for k, v in each.items()} for n, each in judged.items()},
         "over_marginal": over_ours(judged, BATCH),
