@@ -8,13 +8,15 @@ bytes, padded rows. Predicted: µs and mJ, by the shipped H200 table of OLMoE-1B
 experts too: what the same token counts would cost there.
 
 Settings are tried on the *dev* split: 65 of `marginal`, 40 of `lynx`, up to 12 of the others, which
-have fewer knobs or keep some as they are. Judged on the *test* split, on `--draws` draws of text, all
-on the same text, are those on each policy's curve on dev and, of each, the one of fewest weight bytes
-whose bits per byte rise by at most `--quality` there. Plain top-k with fewer experts is a policy
-like all others. Printed for the chosen: ratios to plain top-k and to `marginal`. Printed for the curves: each policy's weight bytes over `marginal`'s
-at equal bits per byte, the least of its settings, with paired bootstrap intervals over batches
-(`routing_steps/pareto.py`): "dominated" where the whole interval lies above 1, "cheaper" where
-below. All of it is of curves in weight bytes; µs and mJ are given for the same settings.
+have fewer knobs or keep some as they are. Judged on the *test* split, on `--draws` draws of text,
+all on the same text, are those on each policy's curve on dev and, of each, the one of fewest weight
+bytes whose bits per byte rise by at most `--quality` there. Plain top-k with fewer experts is a
+policy like all others. Printed for the chosen: ratios to plain top-k and to `marginal`. Printed for
+the curves: each policy's weight bytes over `marginal`'s at equal bits per byte, the least of its
+settings, with paired bootstrap intervals over batches (`routing_steps/pareto.py`): "dominated"
+where the whole interval lies above 1, "cheaper" where below. All of it is of curves in weight
+bytes; µs and mJ are given for the same settings.
+
 `--show FILE...` prints again what `--out` wrote; `--page` draws all of it, `--picture` weight bytes
 alone.
 

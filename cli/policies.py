@@ -19,7 +19,7 @@ from costprof.routing.objective import Objective
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "topk": {},
-    "marginal": {"lam": 0.05},
+    "marginal": {"lam": 0.02},
     "fewer": {},
     "skip": {"beta": 0.3},
     "oea": {},
@@ -90,7 +90,17 @@ def make_policy(
         "oea": {"k0": max(1, top_k // 2)},
         "budget": {"experts": max(top_k, 2 * active // 3)},
     }
-    chosen = {**DEFAULTS[name], **by_layer.get(name, {}), **settings}
+    defaults = {**DEFAULTS[name], **by_layer.get(name, {})}
+    if name == "marginal" and "budget" in settings:
+        del defaults["lam"]  # it would go on dropping where the budget is met
+    if name == "static_optimal" and "kept" in settings:
+        for beside in settings.keys() - {"kept"}:
+            raise InputError(
+                f"static_optimal has its experts named, and {beside} to choose them by",
+                "nothing was routed",
+                "set kept alone, or leave it out",
+            )
+    chosen = {**defaults, **settings}
     if "objective" in chosen and isinstance(chosen["objective"], dict):
         chosen["objective"] = Objective.of(chosen["objective"])
     if name == "static_optimal":

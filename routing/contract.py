@@ -8,6 +8,7 @@ T is rows of a batch, E experts of the layer, k the gate's top_k.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -87,6 +88,7 @@ class Rows:
         position: int64, where in it the token stands.
         is_prefill: bool, True for tokens of a prompt.
         distinct: The caller knows that no two real rows share a sequence; saves looking.
+        decode_only: The caller knows that all rows are real decode rows, each of its own sequence.
 
     Raises:
         InputError: the fields differ in shape or have another type.
@@ -97,6 +99,7 @@ class Rows:
     position: Tensor
     is_prefill: Tensor
     distinct: bool = False
+    decode_only: bool = False
 
     def __post_init__(self) -> None:
         for name, dtype in (
@@ -123,11 +126,6 @@ class Rows:
             is_prefill=torch.zeros(tokens, dtype=torch.bool, device=device),
             distinct=True,
         )
-
-    @property
-    def decode_only(self) -> bool:
-        """Whether these are `undescribed` rows, of which nothing need be looked up."""
-        return self is undescribed(self.real.shape[0], self.real.device)
 
     def lone_decode(self) -> Tensor:
         """[T] bool: real decode rows that are the only real row of their sequence in the batch.
@@ -184,19 +182,23 @@ class Selection:
 
 
 def undescribed(tokens: int, device: torch.device) -> Rows:
-    """Return what `route` takes for `rows` it is not told of: `Rows.decode`, made once a size.
+    """Return what `route` takes for `rows` it is not told of: those of one decode step.
 
-    Shared, so never written into. A trace of `torch.compile` makes its own.
+    On a CPU made once a size and shared, so never written into. A trace of `torch.compile` makes
+    its own, and so does each call on a GPU, where a captured graph would outlive a cache's entry.
     """
-    if torch.compiler.is_compiling():
-        return Rows.decode(tokens, device=device)
-    return _undescribed(tokens, device)
+    shared = device.type == "cpu" and not torch.compiler.is_compiling()
+    return (_undescribed if shared else _new_undescribed)(tokens, device)
+
+
+def _new_undescribed(tokens: int, device: torch.device) -> Rows:
+    return dataclasses.replace(Rows.decode(tokens, device=device), decode_only=True)
 
 
 @functools.lru_cache(maxsize=64)
 def _undescribed(tokens: int, device: torch.device) -> Rows:
     with torch.inference_mode(False):
-        return Rows.decode(tokens, device=device)
+        return _new_undescribed(tokens, device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

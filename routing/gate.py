@@ -39,7 +39,8 @@ def gate_ranking(scores: Tensor, gate: Gate) -> Tensor:
     ranking = scores if gate.bias is None else scores + gate.bias
     if gate.n_group == 1:
         return ranking
-    grouped = ranking.view(ranking.shape[0], gate.n_group, -1)  # [T, G, E / G]
+    size = ranking.shape[1] // gate.n_group
+    grouped = ranking.view(ranking.shape[0], gate.n_group, size)
     best = grouped.topk(min(gate.group_top, grouped.shape[-1]), dim=-1).values.sum(-1)
     chosen = best.topk(gate.topk_group, dim=-1, sorted=False).indices
     forbidden = torch.ones_like(best, dtype=torch.bool).scatter_(-1, chosen, False)
@@ -84,12 +85,13 @@ def select(logits: Tensor, gate: Gate) -> Selection:
 
 
 def untouched(rows: int, top_k: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return `used` and `gate_mass_lost` of plain top-k, made once a size.
+    """Return `used` and `gate_mass_lost` of plain top-k, on a CPU made once a size.
 
-    Shared, so never written into. A trace of `torch.compile` makes its own.
+    Shared, so never written into. A trace of `torch.compile` makes its own, and so does each call
+    on a GPU: a captured graph would go on reading what a cache has long dropped.
     """
-    make = _new_untouched if torch.compiler.is_compiling() else _untouched
-    return make(rows, top_k, device)
+    shared = device.type == "cpu" and not torch.compiler.is_compiling()
+    return (_untouched if shared else _new_untouched)(rows, top_k, device)
 
 
 def _new_untouched(rows: int, top_k: int, device: torch.device) -> tuple[Tensor, Tensor]:

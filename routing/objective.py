@@ -116,7 +116,7 @@ class Objective:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _constants(table: CostTable, device: torch.device) -> ExpertConstants:
+def expert_constants(table: CostTable, device: torch.device) -> ExpertConstants:
     """What of each expert a trace of `torch.compile` need not look into."""
     return table.expert_constants(device)
 
@@ -130,9 +130,11 @@ def _expert_terms(
         price = table.expert_costs(counts)
         terms["latency"], terms["energy"] = price.latency_us, price.energy_mj
         if "thermal" in names:
-            terms["thermal"] = price.energy_mj * _constants(table, counts.device).heat_c_per_mj
+            terms["thermal"] = (
+                price.energy_mj * expert_constants(table, counts.device).heat_c_per_mj
+            )
     if "memory" in names:
-        terms["memory"] = (counts > 0) * _constants(table, counts.device).weight_bytes
+        terms["memory"] = (counts > 0) * expert_constants(table, counts.device).weight_bytes
     if "balance" in names:
         tokens = layer.sum(dim=-1, keepdim=True).double().clamp_min(1.0)
         terms["balance"] = counts.shape[-1] * (counts.double() / tokens).square()

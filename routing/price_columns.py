@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import lru_cache
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from costprof.costmodel.table import CostTable
 from costprof.routing.objective import Objective
 
 _PRICES = ("latency", "energy")
+_KNOWN: WeakKeyDictionary[CostTable, dict[tuple[Objective, torch.device], PriceColumns | None]] = (
+    WeakKeyDictionary()
+)
 
 
 class PriceColumns(NamedTuple):
@@ -31,15 +34,20 @@ def price_columns(
 
     Heat and stored bytes are functions of an expert's own tokens, as latency and energy are, and
     take a column each. Imbalance is not: it has the whole layer's tokens in it. Checked, made and
-    copied once, also for the traces of `torch.compile`.
+    copied once for each table, also for the traces of `torch.compile`.
 
     Raises:
         TableError: `table` does not price `objective`.
     """
-    return _columns(objective, table, device)
+    known = _KNOWN.get(table)
+    if known is None:
+        known = _KNOWN.setdefault(table, {})
+    key = (objective, device)
+    if key not in known:
+        known[key] = _columns(objective, table, device)
+    return known[key]
 
 
-@lru_cache(maxsize=256)
 def _columns(objective: Objective, table: CostTable, device: torch.device) -> PriceColumns | None:
     objective.check(table)
     weights = objective.weights()
@@ -47,19 +55,26 @@ def _columns(objective: Objective, table: CostTable, device: torch.device) -> Pr
         return None
     if weights.keys() <= set(_PRICES):
         both = (weights.get("latency", 0.0), weights.get("energy", 0.0))
-        return PriceColumns(table.lookup(device), both)
+        return PriceColumns(_held(table, _PRICES, device), both)
     names = tuple(weights)
     first, second = (*weights.values(), 0.0)[:2]
-    return PriceColumns(_folded(table, names, device), (first, second))
+    return PriceColumns(_held(table, (*names, *names)[:2], device), (first, second))
 
 
-def _folded(table: CostTable, names: tuple[str, ...], device: torch.device) -> DenseLookup:
-    """The lookup of `table` with the terms `names`, one or two, for columns."""
+def _held(table: CostTable, names: tuple[str, ...], device: torch.device) -> DenseLookup:
+    """A lookup of `table` with the two terms `names` for columns.
+
+    It shares no tensor with the table: a trace takes it for constants, and may meet the table's own
+    tensors elsewhere.
+    """
     with torch.inference_mode(False):
         lookup = table.lookup(torch.device("cpu"))
-        columns = [_column(table, lookup, name) for name in (*names, *names)[:2]]
+        columns = [_column(table, lookup, name) for name in names]
         values, slope, base = (torch.stack(each, dim=-1) for each in zip(*columns, strict=True))
-        return dataclasses.replace(lookup, values=values, slope=slope, base=base).to(device)
+        index = lookup.class_index.clone()
+        return dataclasses.replace(
+            lookup, values=values, class_index=index, slope=slope, base=base
+        ).to(device)
 
 
 def _column(table: CostTable, lookup: DenseLookup, name: str) -> tuple[Tensor, Tensor, Tensor]:

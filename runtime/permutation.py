@@ -2,7 +2,8 @@
 
 Expert `e`'s rows begin after `counts[: e]` and keep the order of the batch; slots that are not used
 come last. Compiled code on a CPU and the Triton kernel on a GPU count the slots that came before;
-elsewhere a stable sort finds the same places. Nothing waits for the device.
+elsewhere, and in a trace of
+`torch.compile`, a stable sort finds the same places. Nothing waits for the device.
 
 T is rows, k slots a row, E experts.
 """
@@ -43,10 +44,11 @@ def permutation(indices: Tensor, used: Tensor, counts: Tensor) -> Permutation:
         InputError: on a CPU, the counts are not those of the slots. Elsewhere that is not checked:
             it would wait for the device.
     """
-    if indices.is_cpu and permutation_cpu.available():
+    tracing = torch.compiler.is_compiling()  # C and launches are nothing a trace can look into
+    if indices.is_cpu and not tracing and permutation_cpu.available():
         return Permutation(*permutation_cpu.permute_slots(indices, used, counts))
     expert = indices.masked_fill(~used, counts.numel())  # as if of one more expert, the last
-    if indices.is_cuda and _has_triton():
+    if indices.is_cuda and not tracing and _has_triton():
         return _by_triton(expert, counts.numel() + 1)
     return _by_sorting(expert)
 

@@ -13,7 +13,7 @@
 
 typedef struct {
     int64_t rows, experts, top_k, classes, max_tokens, slack; /* slack: units of 2^-40 */
-    double latency_weight, energy_weight, lam, budget;
+    double weight[2], lam, budget;
     const double *values;       /* [(max_tokens + 1) * classes, 2] */
     const int64_t *class_index; /* [E] */
     const double *slope;        /* [E, 2] */
@@ -69,11 +69,12 @@ static void layer_price(const Problem *p, const int64_t *counts, double whole[2]
     }
 }
 
-/* Cost by the objective, in shares of `whole`. */
+/* Cost by the objective, in shares of `whole`; of a term that costs nothing there is no share. */
 static double relative(const Problem *p, const double price[2], const double whole[2]) {
     double cost = 0.0;
-    if (p->latency_weight > 0.0) cost += p->latency_weight * price[0] / whole[0];
-    if (p->energy_weight > 0.0) cost += p->energy_weight * price[1] / whole[1];
+    for (int column = 0; column < 2; column++)
+        if (p->weight[column] > 0.0 && whole[column] > 0.0)
+            cost += p->weight[column] * price[column] / whole[column];
     return cost;
 }
 
@@ -217,7 +218,9 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
     for (int64_t t = 0; t < T; t++) {
         const float *row = scores + t * E, *rank = ranking + t * E;
         const int64_t *chosen = plain + t * K;
-        if (share[t * K] == 0) continue; /* not real, or not changeable */
+        int64_t own = 0;
+        for (int64_t j = 0; j < K; j++) own += share[t * K + j];
+        if (own == 0) continue; /* not real, or not changeable */
         double total = 0.0;
         for (int64_t e = 0; e < E; e++) keys[e] = awake[e] ? ordered(row[e]) : 0;
         if (ranking != scores)

@@ -18,7 +18,7 @@ class _Problem(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "experts", "top_k", "classes")),
         *((name, ctypes.c_int64) for name in ("max_tokens", "slack")),
-        *((name, ctypes.c_double) for name in ("latency_weight", "energy_weight")),
+        *((name, ctypes.c_double) for name in ("first_weight", "second_weight")),
         *((name, ctypes.c_double) for name in ("lam", "budget")),
         *((name, ctypes.c_void_p) for name in ("values", "class_index", "slope", "base")),
     )
@@ -77,8 +77,8 @@ def decide(
         lookup.n_classes,
         lookup.max_tokens,
         terms.slack,
-        terms.latency_weight,
-        terms.energy_weight,
+        terms.first_weight,
+        terms.second_weight,
         terms.lam,
         terms.budget,
         lookup.values.data_ptr(),

@@ -66,8 +66,8 @@ def decide_marginal(  # type: ignore[no-untyped-def]
     classes,
     max_tokens,
     slack,
-    latency_weight,
-    energy_weight,
+    first_weight,
+    second_weight,
     lam,
     budget,
     TOP_K: tl.constexpr,
@@ -125,14 +125,16 @@ def decide_marginal(  # type: ignore[no-untyped-def]
         rank = tl.load(ranking + place, mask=inside, other=-float("inf"))
         closed = (rank == -float("inf")) | (counts == 0)[None, :]
         total = tl.zeros([BLOCK_T], dtype=tl.float64)
+        own = tl.zeros([BLOCK_T], dtype=tl.int64)
         for j in tl.static_range(TOP_K):
+            own += tl.load(share + t * TOP_K + j, mask=is_row, other=0)
             e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
             closed = closed | (cols[None, :] == e[:, None])
             total += tl.load(scores + t * experts + e, mask=is_row, other=0.0).to(tl.float64)
         total = tl.maximum(total, 1.1754943508222875e-38)
         row = tl.load(scores + place, mask=inside, other=0.0)
         instead = tl.max(tl.where(closed, 0.0, row), axis=1).to(tl.float64)
-        changes = is_row & (tl.load(share + t * TOP_K, mask=is_row, other=0) > 0)
+        changes = is_row & (own > 0)  # real, and may be changed
         for j in tl.static_range(TOP_K):
             e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
             score = tl.load(scores + t * experts + e, mask=is_row, other=0.0).to(tl.float64)
@@ -150,8 +152,8 @@ def decide_marginal(  # type: ignore[no-untyped-def]
     whole_us = tl.sum(us, axis=0) + tl.load(base)
     whole_mj = tl.sum(mj, axis=0) + tl.load(base + 1)
     # An empty batch of a layer without a base costs nothing; nothing of it goes, either.
-    of_us = latency_weight / tl.maximum(whole_us, 1e-300)
-    of_mj = energy_weight / tl.maximum(whole_mj, 1e-300)
+    of_us = first_weight / tl.maximum(whole_us, 1e-300)
+    of_mj = second_weight / tl.maximum(whole_mj, 1e-300)
     own = us * of_us + mj * of_mj
     another = more_us * of_us + more_mj * of_mj
     active = (counts > 0) & expert

@@ -75,8 +75,8 @@ def _marginal(
     base: Tensor,
     n_classes: int,
     max_tokens: int,
-    latency_weight: float,
-    energy_weight: float,
+    first_weight: float,
+    second_weight: float,
     lam: float,
     budget: float,
     slack: int,
@@ -97,7 +97,7 @@ def _marginal(
     got = _decision(scores)(
         plain,
         DenseLookup(values, class_index, slope, base, n_classes, max_tokens),
-        Terms(latency_weight, energy_weight, lam, budget, slack),
+        Terms(first_weight, second_weight, lam, budget, slack),
         real=real,
         changeable=changeable,
     )

@@ -16,8 +16,8 @@ class Terms(NamedTuple):
     `slack` is the gate mass a row may lose, in units of 1 / `pruning.ONE`.
     """
 
-    latency_weight: float
-    energy_weight: float
+    first_weight: float
+    second_weight: float
     lam: float
     budget: float
     slack: int

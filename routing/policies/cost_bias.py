@@ -10,6 +10,7 @@ from torch import Tensor
 
 from costprof.costmodel.table import CostTable
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
+from costprof.routing.objective import expert_constants
 from costprof.routing.parameters import check_number, check_whole
 from costprof.routing.reselection import finite_rows, rerank, shifted_ranking
 
@@ -68,7 +69,7 @@ class CostBias:
         """What is subtracted from each logit, [E] float64; 0 for what the table does not know."""
         tokens = torch.full((table.n_experts,), self.tokens, device=device)
         energy = table.expert_costs(tokens).energy_mj
-        heat = energy * table.expert_constants(device).heat_c_per_mj
+        heat = energy * expert_constants(table, device).heat_c_per_mj
         return (self.alpha * _of_mean(energy) + self.beta * _of_mean(heat)).nan_to_num(0.0)
 
 

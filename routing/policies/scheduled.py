@@ -16,9 +16,9 @@ class Scheduled:
 
     So any parameter of any policy may depend on temperature, power or stage:
 
-        Scheduled(policy_for=lambda state: Marginal(lam=2.0 if state.stage == "hot" else 0.2))
+        Scheduled(policy_for=lambda state: Marginal(lam=0.1 if state.stage == "hot" else 0.02))
 
-    or, by stage alone, `Scheduled.by_stage(cool=TopK(), hot=Marginal(lam=2.0))`. Policies of
+    or, by stage alone, `Scheduled.by_stage(cool=TopK(), hot=Marginal(lam=0.1))`. Policies of
     different classes each get the history they left. `route` reads the state on the host, so a
     CUDA graph holds the policy of the state it was captured in: capture one for each stage.
 

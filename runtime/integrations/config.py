@@ -81,6 +81,12 @@ def policy_named(name: str | None, parameters: Mapping[str, Any]) -> Policy | No
             "nothing is observed or routed",
             f"use one of {', '.join(sorted(POLICIES))}, or null to observe",
         )
+    if not isinstance(parameters, Mapping):
+        raise InputError(
+            f"the parameters {parameters!r} are no object of names and values",
+            "nothing is observed or routed",
+            'write them as {"lam": 0.05}',
+        )
     try:
         given = {name: _parameter(name, value) for name, value in parameters.items()}
         policy: Policy = kind(**given)

@@ -51,7 +51,7 @@ _DECISION = {
     **dict.fromkeys(("offered_of", "round_of"), "*i32"),
     **dict.fromkeys(("rows", "experts", "classes", "max_tokens"), "i32"),
     "slack": "i64",
-    **dict.fromkeys(("latency_weight", "energy_weight", "lam", "budget"), "fp32"),
+    **dict.fromkeys(("first_weight", "second_weight", "lam", "budget"), "fp32"),
 }
 _STORED = {"none": None, "int8": "*i8", "int4": "*u8", "fp8": "*fp8e4nv"}
 

@@ -145,6 +145,10 @@ def test_a_layer_larger_than_memory_is_refused_before_it_is_built(
         (("--policy", "tile_round", "--set", "prefill=1"), "use true or false"),
         (("--policy", "oea", "--objective", "energy"), "policy oea has no such parameter"),
         (("--policy", "tile_round", "--set", "objective.speed=1"), "has no weight 'speed'"),
+        (
+            ("--policy", "static_optimal", "--set", "kept=0,1,2,3", "--set", "mass_lost=0.1"),
+            "static_optimal has its experts named, and mass_lost to choose them by",
+        ),
         (("--trace", "none.npz"), "none.npz is no file; no trace was read; name a recorded trace"),
         (("--skew", "-1"), "skew is -1.0; no batch was made"),
     ],
@@ -209,7 +213,7 @@ def test_every_policy_is_compared_with_top_k(costprof: Run, table: Path, policy:
             "marginal",
             ["objective=memory", "objective.latency=0.5"],
             {
-                "lam": 0.05,
+                "lam": 0.02,
                 "budget": 1.0,
                 "q": 0.7,
                 "prefill": False,

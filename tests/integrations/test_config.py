@@ -16,6 +16,8 @@ def test_unknown_policies_and_parameters_are_refused() -> None:
         policy_named("marginal", {"lambda": 1.0})
     with pytest.raises(InputError, match=r"objective 'energy' is no object of weights; .*; write"):
         policy_named("marginal", {"objective": "energy"})
+    with pytest.raises(InputError, match=r"the parameters \['lam'\] are no object of names"):
+        policy_named("marginal", ["lam"])  # type: ignore[arg-type]
 
 
 def test_an_objective_is_written_as_its_weights() -> None:

@@ -9,14 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_batches import BALANCED, OBJECTIVES
+from policy_batches import BALANCED, GATES, OBJECTIVES
 
 from costprof.costmodel.table import CostTable
 from costprof.routing import Gate, Marginal, Objective, Rows, route
 from costprof.routing.contract import Assignment
+from costprof.routing.gate import select
 from costprof.routing.kernels import compiled, marginal_cpu
+from costprof.routing.kernels.terms import Terms
+from costprof.routing.pruning import ONE
 
 E = 16
+# The first expert of a row may have hardly any share of it.
+BIASED = Gate(top_k=4, score="sigmoid", bias=torch.linspace(-5.0, 5.0, E))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ def test_this_machine_compiles_it() -> None:
     q=st.sampled_from([0.0, 0.5, 0.7, 0.95]),
     objective=st.sampled_from(OBJECTIVES + BALANCED),
     described=st.booleans(),
-    renormalise=st.booleans(),
+    gate=st.sampled_from([*GATES, BIASED]),
     which=st.integers(0, 1),
 )
 def test_it_decides_as_tensors_do(
@@ -57,7 +62,7 @@ def test_it_decides_as_tensors_do(
     q: float,
     objective: Objective,
     described: bool,
-    renormalise: bool,
+    gate: Gate,
     which: int,
     tables: list[CostTable],
 ) -> None:
@@ -75,7 +80,7 @@ def test_it_decides_as_tensors_do(
         logits[~coin[2]] = logits[~coin[2]].masked_fill(torch.arange(E) == seed % E, torch.nan)
     how = {
         "table": tables[which],
-        "gate": Gate(top_k=4, renormalise=renormalise),
+        "gate": gate,
         "policy": Marginal(lam=lam, budget=budget, q=q, objective=objective),
         "rows": rows,
     }
@@ -85,6 +90,34 @@ def test_it_decides_as_tensors_do(
     assert torch.equal(fast.counts, slow.counts)
     assert torch.equal(fast.gate_mass_lost, slow.gate_mass_lost)
     assert torch.allclose(fast.weights, slow.weights, rtol=1e-6, atol=0, equal_nan=True)
+
+
+def test_a_first_expert_of_no_share_hides_nothing_of_its_row(tables: list[CostTable]) -> None:
+    logits = torch.full((1, E), -4.0)
+    logits[0, :4] = torch.tensor([-40.0, 2.0, 1.0, 0.0])
+    bias = torch.zeros(E)
+    bias[0] = 5.0
+    gate = Gate(top_k=4, score="sigmoid", bias=bias)
+    how = {"table": tables[0], "gate": gate, "policy": Marginal(lam=0.01, q=0.0)}
+    fast, slow = route(logits, **how), by_tensors(logits, **how)
+    assert fast.gate_mass_lost.item() == slow.gate_mass_lost.item() < 0.2
+
+
+def test_a_term_that_costs_nothing_here_decides_nothing(
+    make_table: Callable[..., CostTable],
+) -> None:
+    heat_less = make_table([(100.0, 1.0, 0.0)] * E, 4)
+    logits = torch.randn(8, E, generator=torch.Generator().manual_seed(1)) * 2
+    lookup = heat_less.lookup(torch.device("cpu"))
+    plain = select(logits, Gate(top_k=4))
+    both, one = (
+        marginal_cpu.decide(
+            plain, lookup, Terms(*weights, 0.1, 1.0, ONE), real=None, changeable=None
+        )
+        for weights in ((0.5, 0.5), (0.5, 0.0))
+    )
+    assert torch.equal(both.counts, one.counts)
+    assert (one.counts > 0).sum() < (plain.indices.flatten().bincount() > 0).sum()
 
 
 def test_rows_may_be_a_view_with_strides(tables: list[CostTable]) -> None:

@@ -192,3 +192,24 @@ def test_a_trace_prices_by_any_objective(table: CostTable, objective: Objective)
     traced = torch.compile(call, backend="aot_eager", fullgraph=True)
     for got, wanted in zip(traced(batch()), call(batch()), strict=True):
         assert torch.equal(got, wanted)
+
+
+_TABLE: CostTable | None = None
+_POLICY = Marginal()
+
+
+def test_a_trace_may_find_its_table_among_the_globals(
+    table: CostTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "_TABLE", table)
+    for objective in (Objective(), Objective(latency=1, memory=1)):
+        monkeypatch.setitem(globals(), "_POLICY", Marginal(lam=0.1, q=0.3, objective=objective))
+        torch.compiler.reset()
+        got = torch.compile(_routed_by_globals, backend="aot_eager")(batch())
+        for one, other in zip(got, _routed_by_globals(batch()), strict=True):
+            assert torch.equal(one, other)
+
+
+def _routed_by_globals(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    assert _TABLE is not None
+    return tensors_of(route(logits, table=_TABLE, gate=GATES[0], policy=_POLICY))

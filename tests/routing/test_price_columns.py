@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -50,8 +52,19 @@ def test_what_does_not_fit_into_two_columns_has_none(table: CostTable) -> None:
 def test_latency_and_energy_are_the_tables_own_columns(table: CostTable) -> None:
     columns = price_columns(Objective(latency=1, energy=3), table, CPU)
     assert columns is not None
-    assert columns.lookup is table.lookup(CPU)
+    assert torch.equal(columns.lookup.values, table.lookup(CPU).values)
     assert columns.weights == (0.25, 0.75)
+
+
+def test_columns_are_made_once_and_go_with_their_table(
+    make_table: Callable[..., CostTable],
+) -> None:
+    dropped = make_table(MIXED, 4)
+    assert price_columns(Objective(), dropped, CPU) is price_columns(Objective(), dropped, CPU)
+    remembered = weakref.ref(dropped)
+    del dropped
+    gc.collect()
+    assert remembered() is None
 
 
 @pytest.mark.parametrize("objective", [Objective(), Objective(latency=1, memory=1)])

@@ -91,6 +91,17 @@ def test_nothing_waits_for_the_device() -> None:
     assert got.slots.shape == got.places.shape == (12,)
 
 
+def test_a_trace_deals_rows_as_eager_code_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    call = torch.compile(permutation, backend="aot_eager", fullgraph=True)
+    for tokens in (3, 16, 300):
+        indices = torch.randint(0, E, (tokens, 3), generator=generator)
+        used = torch.rand(tokens, 3, generator=generator) < 0.8
+        batch = (indices, used, torch.bincount(indices[used], minlength=E))
+        assert_is_the_sort(call(*batch), batch)
+    torch.compiler.reset()
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_it_is_the_stable_sort_and_captured_in_a_graph() -> None:
     generator = torch.Generator().manual_seed(0)
