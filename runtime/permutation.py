@@ -2,8 +2,8 @@
 
 Expert `e`'s rows begin after `counts[: e]` and keep the order of the batch; slots that are not used
 come last. Compiled code on a CPU and the Triton kernel on a GPU count the slots that came before;
-elsewhere, and in a trace of
-`torch.compile`, a stable sort finds the same places. Nothing waits for the device.
+elsewhere, and in a trace of `torch.compile`, a stable sort finds the same places. Nothing waits for
+the device.
 
 T is rows, k slots a row, E experts.
 """

@@ -11,8 +11,6 @@ from costprof.routing.contract import Selection
 from costprof.routing.kernels import marginal_cpu, op
 from costprof.routing.kernels.terms import Decide
 
-__all__ = ["Decide", "compiled_decision"]
-
 MOST_EXPERTS_ON_GPU = 512
 """One thread block holds a number for each expert, and under a budget one for each pair."""
 

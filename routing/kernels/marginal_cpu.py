@@ -11,7 +11,7 @@ from torch import Tensor
 from costprof.costmodel.lookup import DenseLookup
 from costprof.routing.contract import Selection
 from costprof.routing.kernels.compiled import library
-from costprof.routing.kernels.terms import Terms
+from costprof.routing.kernels.terms import Terms, decided
 
 
 class _Problem(ctypes.Structure):
@@ -106,12 +106,4 @@ def decide(
     )
     if code < 0:
         raise MemoryError("no memory is left to route a batch")
-    return Selection(
-        scores=plain.scores,
-        ranking=plain.ranking,
-        indices=new_indices,
-        weights=new_weights,
-        used=used,
-        gate_mass_lost=lost,
-        counts=counts,
-    )
+    return decided(plain, new_indices, new_weights, used, lost, counts)

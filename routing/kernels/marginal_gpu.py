@@ -11,7 +11,7 @@ from torch import Tensor
 from costprof.costmodel.lookup import DenseLookup
 from costprof.routing.contract import Selection
 from costprof.routing.kernels.marginal_triton import decide_marginal
-from costprof.routing.kernels.terms import Terms
+from costprof.routing.kernels.terms import Terms, decided
 from costprof.routing.pruning import ONE
 
 
@@ -93,12 +93,4 @@ def decide(
         BUDGETED=terms.budget < 1.0,
         num_warps=block.warps,
     )
-    return Selection(
-        scores=plain.scores,
-        ranking=plain.ranking,
-        indices=indices,
-        weights=weights,
-        used=used,
-        gate_mass_lost=lost,
-        counts=counts,
-    )
+    return decided(plain, indices, weights, used, lost, counts)

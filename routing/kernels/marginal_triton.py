@@ -15,17 +15,17 @@ import triton.language as tl
 def _prices(  # type: ignore[no-untyped-def]
     counts, values, class_index, slope, base, experts, classes, max_tokens, BLOCK_E: tl.constexpr
 ):
-    """µs and mJ of each expert at its count [BLOCK_E], double."""
+    """Both columns of price of each expert at its count [BLOCK_E], double."""
     cols = tl.arange(0, BLOCK_E)
     real = cols < experts
     within = tl.minimum(counts, max_tokens)
     at = 2 * (within * classes + tl.load(class_index + cols, mask=real, other=0))
     beyond = (counts - within).to(tl.float64)
-    us = tl.load(values + at, mask=real, other=0.0)
-    mj = tl.load(values + at + 1, mask=real, other=0.0)
-    us += beyond * tl.load(slope + 2 * cols, mask=real, other=0.0)
-    mj += beyond * tl.load(slope + 2 * cols + 1, mask=real, other=0.0)
-    return us, mj
+    first = tl.load(values + at, mask=real, other=0.0)
+    second = tl.load(values + at + 1, mask=real, other=0.0)
+    first += beyond * tl.load(slope + 2 * cols, mask=real, other=0.0)
+    second += beyond * tl.load(slope + 2 * cols + 1, mask=real, other=0.0)
+    return first, second
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -143,19 +143,19 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             hit = cols[None, :] == e[:, None]
             mass += tl.sum(tl.where(hit, part[:, None], 0), axis=0)
 
-    us, mj = _prices(
+    first, second = _prices(
         counts, values, class_index, slope, base, experts, classes, max_tokens, BLOCK_E
     )
-    more_us, more_mj = _prices(
+    more_first, more_second = _prices(
         counts + 1, values, class_index, slope, base, experts, classes, max_tokens, BLOCK_E
     )
-    whole_us = tl.sum(us, axis=0) + tl.load(base)
-    whole_mj = tl.sum(mj, axis=0) + tl.load(base + 1)
+    whole_first = tl.sum(first, axis=0) + tl.load(base)
+    whole_second = tl.sum(second, axis=0) + tl.load(base + 1)
     # An empty batch of a layer without a base costs nothing; nothing of it goes, either.
-    of_us = first_weight / tl.maximum(whole_us, 1e-300)
-    of_mj = second_weight / tl.maximum(whole_mj, 1e-300)
-    own = us * of_us + mj * of_mj
-    another = more_us * of_us + more_mj * of_mj
+    of_first = first_weight / tl.maximum(whole_first, 1e-300)
+    of_second = second_weight / tl.maximum(whole_second, 1e-300)
+    own = first * of_first + second * of_second
+    another = more_first * of_first + more_second * of_second
     active = (counts > 0) & expert
     busy = tl.maximum(tl.sum(active.to(tl.int64), axis=0), 1)
     a_token = tl.sum(tl.where(active, another - own, 0.0), axis=0) / busy.to(tl.float64)
@@ -290,13 +290,13 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             new = tl.where(in_use, new, 0.0)
             tl.store(weights + t * TOP_K + j, tl.where(changed > 0, new, old), mask=is_row)
 
-    then_us, then_mj = _prices(
+    then_first, then_second = _prices(
         after, values, class_index, slope, base, experts, classes, max_tokens, BLOCK_E
     )
-    then = (tl.sum(then_us, axis=0) + tl.load(base)) * of_us + (
-        tl.sum(then_mj, axis=0) + tl.load(base + 1)
-    ) * of_mj
-    dearer = then > whole_us * of_us + whole_mj * of_mj
+    then = (tl.sum(then_first, axis=0) + tl.load(base)) * of_first + (
+        tl.sum(then_second, axis=0) + tl.load(base + 1)
+    ) * of_second
+    dearer = then > whole_first * of_first + whole_second * of_second
     tl.store(counts_out + cols, tl.where(dearer, counts, after), mask=expert)
     if dearer:
         for start in range(0, rows, BLOCK_T):

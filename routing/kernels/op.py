@@ -15,7 +15,7 @@ from costprof.costmodel.lookup import DenseLookup
 from costprof.routing.contract import Selection
 from costprof.routing.gate import untouched
 from costprof.routing.kernels import marginal_cpu
-from costprof.routing.kernels.terms import Decide, Terms
+from costprof.routing.kernels.terms import Decide, Terms, decided
 
 
 def decide(
@@ -27,7 +27,7 @@ def decide(
     changeable: Tensor | None,
 ) -> Selection:
     """Return the selection, counts with it; arguments as of `marginal_cpu.decide`."""
-    indices, weights, used, lost, counts = marginal(
+    got = marginal(
         plain.scores,
         plain.ranking,
         plain.indices,
@@ -42,15 +42,7 @@ def decide(
         lookup.max_tokens,
         *terms,
     )
-    return Selection(
-        scores=plain.scores,
-        ranking=plain.ranking,
-        indices=indices,
-        weights=weights,
-        used=used,
-        gate_mass_lost=lost,
-        counts=counts,
-    )
+    return decided(plain, *got)
 
 
 def _decision(scores: Tensor) -> Decide:

@@ -1,4 +1,4 @@
-"""What a compiled decision goes by, and what it is to its caller."""
+"""What a compiled decision goes by, what it is to its caller, and what it returns."""
 
 from __future__ import annotations
 
@@ -37,3 +37,23 @@ class Decide(Protocol):
     ) -> Selection:
         """Return the selection, counts with it."""
         ...
+
+
+def decided(
+    plain: Selection,
+    indices: Tensor,
+    weights: Tensor,
+    used: Tensor,
+    gate_mass_lost: Tensor,
+    counts: Tensor,
+) -> Selection:
+    """Return what was made of `plain`, whose scores it keeps."""
+    return Selection(
+        scores=plain.scores,
+        ranking=plain.ranking,
+        indices=indices,
+        weights=weights,
+        used=used,
+        gate_mass_lost=gate_mass_lost,
+        counts=counts,
+    )

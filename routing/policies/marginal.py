@@ -10,8 +10,8 @@ from torch import Tensor
 
 from costprof.costmodel.table import CostTable
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
-from costprof.routing.kernels.dispatch import Decide, compiled_decision
-from costprof.routing.kernels.terms import Terms
+from costprof.routing.kernels.dispatch import compiled_decision
+from costprof.routing.kernels.terms import Decide, Terms
 from costprof.routing.objective import Objective
 from costprof.routing.parameters import check_number
 from costprof.routing.price_columns import PriceColumns, price_columns
