@@ -16,7 +16,7 @@ from routing_steps.prefill import layer_logits
 GRID: dict[str, list[dict[str, Any]]] = {
     "marginal": [
         {"q": q, "lam": lam}
-        for q in (0.3, 0.5, 0.6, 0.7, 0.8)
+        for q in (0.0, 0.3, 0.5, 0.6, 0.7, 0.8)
         for lam in (0.001, 0.003, 0.007, 0.012, 0.02, 0.03, 0.05, 0.065, 0.08, 0.1, 0.12, 0.2, 0.4)
     ],
     "oea": [{"k0": k} for k in (1, 2, 3)],

@@ -143,18 +143,18 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             hit = cols[None, :] == e[:, None]
             mass += tl.sum(tl.where(hit, part[:, None], 0), axis=0)
 
-    first, second = _prices(
+    now_first, now_second = _prices(
         counts, values, class_index, slope, base, experts, classes, max_tokens, BLOCK_E
     )
     more_first, more_second = _prices(
         counts + 1, values, class_index, slope, base, experts, classes, max_tokens, BLOCK_E
     )
-    whole_first = tl.sum(first, axis=0) + tl.load(base)
-    whole_second = tl.sum(second, axis=0) + tl.load(base + 1)
+    whole_first = tl.sum(now_first, axis=0) + tl.load(base)
+    whole_second = tl.sum(now_second, axis=0) + tl.load(base + 1)
     # An empty batch of a layer without a base costs nothing; nothing of it goes, either.
     of_first = first_weight / tl.maximum(whole_first, 1e-300)
     of_second = second_weight / tl.maximum(whole_second, 1e-300)
-    own = first * of_first + second * of_second
+    own = now_first * of_first + now_second * of_second
     another = more_first * of_first + more_second * of_second
     active = (counts > 0) & expert
     busy = tl.maximum(tl.sum(active.to(tl.int64), axis=0), 1)
