@@ -121,6 +121,8 @@ def _lines(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     source = ", ".join(result["energy_sources"])
     lines = [
         ("active experts", "active_experts", "{:.1f}"),
+        ("their weights, MB", "weight_mb", "{:.1f}"),
+        ("imbalance of rows (1: none)", "imbalance", "{:.2f}"),
         ("predicted latency µs", "predicted_latency_us", "{:.0f}"),
         (f"predicted energy mJ ({source})", "predicted_energy_mj", "{:.2f}"),
         ("gate mass lost", "gate_mass_lost", "{:.2%}"),

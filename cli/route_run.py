@@ -150,6 +150,8 @@ def _predicted(variant: Variant, decided: Decided, adapt_us: list[float]) -> dic
         "name": variant.name,
         "adapted": variant.adapted,
         "active_experts": fmean(decided.active_experts),
+        "weight_mb": fmean(decided.weight_bytes) / 1e6,
+        "imbalance": fmean(decided.imbalance),
         "predicted_latency_us": fmean(decided.latency_us),
         "predicted_energy_mj": fmean(decided.energy_mj),
         "gate_mass_lost": fmean(decided.gate_mass_lost),

@@ -32,12 +32,16 @@ class Variant:
 class Decided:
     """What one variant decided on each batch; lists have one value per batch.
 
-    Latency and energy are the table's. `gate_mass_lost` is the mean over rows of the share of the
+    Latency, energy and weight bytes are the table's. `weight_bytes` are those stored of the experts
+    with a row, each read once; `imbalance` is E · Σ n² / (Σ n)² of their rows n, 1 where all have
+    as many, 0 without any. `gate_mass_lost` is the mean over rows of the share of the
     *unadapted* router's top-k scores that was given up, also for adapted variants. `histories`
     holds what the policy was given with each batch: what it returned with the one before.
     """
 
     active_experts: list[int]
+    weight_bytes: list[float]
+    imbalance: list[float]
     latency_us: list[float]
     energy_mj: list[float]
     gate_mass_lost: list[float]
@@ -89,7 +93,8 @@ def decide(
     rows: Sequence[Rows] | None = None,
 ) -> Decided:
     """Route every batch of `logits` [T, E] by `variant`, in turn, and price it; nothing is run."""
-    active, latency, energy, lost = [], [], [], []
+    active, stored, imbalance, latency, energy, lost = [], [], [], [], [], []
+    expert_bytes: list[float] = table.expert_weight_bytes.tolist()
     priced: set[tuple[int, int]] = set()
     histories: list[Any] = []
     history: Any = None
@@ -104,12 +109,17 @@ def decide(
         counts: list[int] = assignment.counts.tolist()
         priced.update((e, count) for e, count in enumerate(counts) if count)
         active.append(sum(count > 0 for count in counts))
+        stored.append(sum(size for size, count in zip(expert_bytes, counts, strict=True) if count))
+        squares = sum(count * count for count in counts)
+        imbalance.append(len(counts) * squares / max(sum(counts), 1) ** 2)
         latency.append(float(assignment.predicted.latency_us))
         energy.append(float(assignment.predicted.energy_mj))
         lost.append(_mass_lost(batch, assignment, gate, described))
     costs = [table.cost(e, count) for e, count in sorted(priced)]
     return Decided(
         active_experts=active,
+        weight_bytes=stored,
+        imbalance=imbalance,
         latency_us=latency,
         energy_mj=energy,
         gate_mass_lost=lost,

@@ -56,6 +56,10 @@ def test_decisions_are_priced_and_nothing_is_lost_by_plain_top_k(
         assert pruned.latency_us[b] == own.predicted.latency_us.item()
         assert pruned.energy_mj[b] == own.predicted.energy_mj.item()
         assert pruned.active_experts[b] == own.counts.count_nonzero().item()
+        read = sum(table.expert_weight_bytes[e].item() for e in set(own.indices[own.used].tolist()))
+        assert pruned.weight_bytes[b] == read
+        shares = own.counts.double() / own.counts.sum()
+        assert pruned.imbalance[b] == pytest.approx(E * shares.square().sum().item())
         assert pruned.latency_us[b] <= plain.latency_us[b]
     assert sum(pruned.active_experts) < sum(plain.active_experts)
     assert pruned.energy_sources == {"modelled"}
