@@ -26,7 +26,14 @@ def check_number(
         raise InputError(f"{name} is {value}", consequence, f"use {bound}")
 
 
-def check_whole(name: str, value: int | None, low: int, *, optional: bool = False) -> None:
+def check_whole(
+    name: str,
+    value: int | None,
+    low: int,
+    *,
+    optional: bool = False,
+    consequence: str = "the policy cannot be built",
+) -> None:
     """Check that `value` is a whole number of at least `low`, or None where `optional`.
 
     Raises:
@@ -35,11 +42,7 @@ def check_whole(name: str, value: int | None, low: int, *, optional: bool = Fals
     if optional and value is None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise InputError(
-            f"{name} is {value}",
-            "the policy cannot be built",
-            f"use a whole number of at least {low}",
-        )
+        raise InputError(f"{name} is {value}", consequence, f"use a whole number of at least {low}")
 
 
 def check_experts(name: str, experts: tuple[int, ...]) -> None:

@@ -10,6 +10,9 @@ all its k on one expert. Two steps avoid both:
 2. Rows independent, an expert wakes with probability `P_e = 1 - Π_t (1 - π_te)` and then has
    `n_e / P_e` tokens on average, `n_e = Σ_t π_te`. The expected price `P_e · price(n_e / P_e)` is
    exact where a price is affine in the tokens of an awake expert.
+
+For decode batches of another size than the rows at hand, step 2 alone: B rows drawn from them use
+expert `e` with probability `p_e` each, `P_e = 1 - (1 - p_e)^B`, `n_e = B · p_e`.
 """
 
 from __future__ import annotations
@@ -57,8 +60,18 @@ def inclusion(logits: Tensor, allowed: Tensor, top_k: int) -> Tensor:
 
 def expected_cost(use: Tensor, table: CostTable) -> LayerCost:
     """Expected price, scalars float64, of a layer whose rows use experts with `use` [T, E]."""
-    tokens = use.sum(0)  # [E]
     asleep = torch.log1p(-use.clamp(max=_ALMOST_ONE)).sum(0).exp()
+    return _expected(use.sum(0), asleep, table)
+
+
+def expected_decode_cost(p: Tensor, table: CostTable, batch: int) -> LayerCost:
+    """Expected price, scalars float64, of `batch` rows, each using experts as likely as `p` [E]."""
+    p = p.double().clamp(0.0, _ALMOST_ONE)
+    return _expected(batch * p, (1.0 - p) ** batch, table)
+
+
+def _expected(tokens: Tensor, asleep: Tensor, table: CostTable) -> LayerCost:
+    """Base and Σ P(awake) · price at the tokens expected of an awake expert; arguments [E]."""
     awake = (1.0 - asleep).clamp_min(1e-12)
     each = (tokens / awake).clamp_min(1.0)
     whole = each.detach().floor().to(torch.int64)

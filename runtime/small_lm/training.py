@@ -22,9 +22,8 @@ from torch import Tensor
 from costprof.core.errors import InputError
 from costprof.core.files import replacing
 from costprof.costmodel.table import CostTable
-from costprof.routing.contract import Selection
 from costprof.routing.gate import select
-from costprof.runtime.small_lm.loss import balance_loss, cost_loss
+from costprof.routing.losses import cost_share, load_balance
 from costprof.runtime.small_lm.model import Routed, SmallLM, SmallLMConfig
 from costprof.runtime.small_lm.text import DOMAINS, Corpus
 
@@ -119,22 +118,23 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = options.rate_at(self.step)
         text = training_batch(corpus, self.model.config.context + 1, options, self.step)
-        chosen: list[Selection] = []
+        gate = self.model.config.gate
+        routed: list[Tensor] = []
 
         def router(layer: int, logits: Tensor) -> Routed:
-            choice = select(logits.flatten(0, 1), self.model.config.gate)
-            chosen.append(choice)
+            routed.append(logits.flatten(0, 1))
+            choice = select(routed[-1], gate)
             shape = (*logits.shape[:2], -1)
             return Routed(indices=choice.indices.view(shape), weights=choice.weights.view(shape))
 
         predicted = self.model(text[:, :-1], router)
         task = F.cross_entropy(predicted.flatten(0, 1), text[:, 1:].flatten())
-        balance = torch.stack([balance_loss(each) for each in chosen]).mean()
+        balance = torch.stack([load_balance(each, gate) for each in routed]).mean()
         loss = task + options.balance_weight * balance
         cost = torch.zeros(())
         if options.cost_weight and self.table is not None:
-            table = self.table
-            costs = [cost_loss(each, table, batch=options.cost_batch) for each in chosen]
+            how: dict[str, Any] = {"table": self.table, "gate": gate, "batch": options.cost_batch}
+            costs = [cost_share(each, **how) for each in routed]
             cost = torch.stack(costs).mean()
             loss = loss + options.cost_weight_at(self.step) * cost
         loss.backward()  # type: ignore[no-untyped-call]

@@ -52,6 +52,50 @@ def test_cost_is_one_for_an_even_layer_and_falls_with_sleeping_experts(table: Co
     assert got.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_the_cost_of_a_decode_batch_is_what_the_table_expects(table: CostTable) -> None:
+    alike = torch.tensor([30.0, 29.0, 0, 0, 0, 0, 0, 0]).repeat(32, 1)
+    even = 20 * torch.eye(E).repeat(4, 1) + 20 * torch.eye(E).roll(1, 0).repeat(4, 1)
+    awake = 1 - (1 - K / E) ** 16
+    whole = E * (awake * 100.0 + 16 * K / E * 1.0)  # prices are 100 µs and 1 µs a token
+    got = cost_share(alike, table=table, gate=GATE, batch=16)
+    assert got.item() == pytest.approx(2 * (100.0 + 16.0) / whole, rel=1e-5)
+    assert cost_share(even, table=table, gate=GATE, batch=16).item() == pytest.approx(1.0, rel=1e-6)
+    padded = torch.cat([alike, torch.full((5, E), torch.nan)])
+    real = torch.arange(37) < 32
+    assert cost_share(padded, table=table, gate=GATE, batch=16, real=real).item() == got.item()
+
+
+def test_the_cost_of_a_decode_batch_is_that_of_sampled_ones(table: CostTable) -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(256, E, generator=generator) * 2 + torch.linspace(0, 3, E)
+    drawn = [
+        route(logits[torch.randint(0, 256, (4,), generator=generator)], table=table, gate=GATE)
+        for _ in range(1000)
+    ]
+    mean = torch.stack([each.predicted.latency_us for each in drawn]).mean()
+    even = torch.zeros(8 * E, E)
+    even[torch.arange(8 * E), torch.arange(8 * E) % E] = 9.0
+    even[torch.arange(8 * E), (torch.arange(8 * E) + 1) % E] = 8.0
+    got, base = (
+        cost_share(each, table=table, gate=GATE, batch=4).double() for each in (logits, even)
+    )
+    awake = 1 - (1 - K / E) ** 4
+    whole = E * (awake * 100.0 + 4 * K / E * 1.0)
+    assert base.item() == pytest.approx(1.0)
+    assert (got * whole).item() == pytest.approx(mean.item(), rel=0.02)
+
+
+def test_the_cost_of_a_decode_batch_falls_along_its_gradient(table: CostTable) -> None:
+    logits = torch.randn(64, E, generator=torch.Generator().manual_seed(0))
+    first = cost_share(logits, table=table, gate=GATE, batch=16).item()
+    for _ in range(200):
+        logits = logits.detach().requires_grad_()
+        loss = cost_share(logits, table=table, gate=GATE, batch=16)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        logits = logits.detach() - 20.0 * gradient
+    assert cost_share(logits, table=table, gate=GATE, batch=16).item() < 0.8 * first
+
+
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
 def test_the_loss_has_the_gradient_of_its_parts(table: CostTable, score: str) -> None:
     gate = Gate(top_k=K, score=score)  # type: ignore[arg-type]
@@ -94,6 +138,8 @@ def test_what_cannot_be_weighed_is_refused(
     logits = torch.zeros(2, E)
     with pytest.raises(InputError, match=r"lam is -1.0; the router has no loss; use at"):
         router_loss(torch.zeros(()), logits, table=table, gate=GATE, lam=-1.0)
+    with pytest.raises(InputError, match=r"batch is 0; the router has no loss; use a whole"):
+        cost_share(logits, table=table, gate=GATE, batch=0)
     free = make_table([(100.0, 1.0, 0.0)] * E, K)
     with pytest.raises(TableError, match=r"energy at 0\.0; a router cannot be trained by it; use"):
         cost_share(logits, table=free, gate=GATE, objective="energy")

@@ -13,10 +13,6 @@ from torch import Tensor
 
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
-from costprof.routing import Gate
-from costprof.routing.contract import Selection
-from costprof.routing.gate import select
-from costprof.runtime.small_lm.loss import balance_loss, cost_loss
 from costprof.runtime.small_lm.model import SmallLMConfig
 from costprof.runtime.small_lm.quality import bits_per_byte
 from costprof.runtime.small_lm.text import Corpus
@@ -77,41 +73,6 @@ def test_batches_differ_by_step_and_seed_and_hold_the_domains_in_turn(
     other = dataclasses.replace(QUICK, seed=1)
     assert not torch.equal(batch, training_batch(small_corpus, 19, other, 4))
     assert [("{" in bytes(row.tolist()).decode()) for row in batch] == [False, True, False] * 2
-
-
-def chosen(logits: Tensor, top_k: int = 2) -> Selection:
-    return select(logits, Gate(top_k=top_k))
-
-
-def test_balance_is_one_when_even_and_e_over_k_times_mass_when_not() -> None:
-    even = 20 * torch.eye(8).repeat(4, 1) + 20 * torch.eye(8).roll(1, 0).repeat(4, 1)
-    assert balance_loss(chosen(even)).item() == pytest.approx(1.0, rel=1e-3)
-    alike = torch.tensor([30.0, 30.0, 0, 0, 0, 0, 0, 0]).repeat(32, 1)
-    assert balance_loss(chosen(alike)).item() == pytest.approx(4.0, rel=1e-3)
-
-
-def test_cost_is_what_the_table_expects(make_table: Callable[..., CostTable]) -> None:
-    table = make_table()
-    alike = torch.tensor([30.0, 29.0, 0, 0, 0, 0, 0, 0]).repeat(32, 1)
-    p = 1 - 2 / 8
-    awake = 8 * (1 - p**16)
-    tokens = round(4 / (1 - p**16))
-    wanted = 2 * (100 + 16) / (awake * (100 + tokens))
-    assert cost_loss(chosen(alike), table, batch=16).item() == pytest.approx(wanted, rel=1e-3)
-    even = 20 * torch.eye(8).repeat(4, 1) + 20 * torch.eye(8).roll(1, 0).repeat(4, 1)
-    assert cost_loss(chosen(even), table, batch=16).item() == pytest.approx(1.0, rel=1e-6)
-
-
-def test_cost_falls_along_its_gradient(make_table: Callable[..., CostTable]) -> None:
-    table = make_table()
-    logits = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
-    first = float(cost_loss(chosen(logits), table, batch=16))
-    for _ in range(200):
-        logits = logits.detach().requires_grad_()
-        loss = cost_loss(chosen(logits), table, batch=16)
-        (gradient,) = torch.autograd.grad(loss, logits)
-        logits = logits.detach() - 20.0 * gradient
-    assert float(cost_loss(chosen(logits), table, batch=16)) < 0.8 * first
 
 
 def test_a_cost_weight_wakes_fewer_experts(
