@@ -1,7 +1,8 @@
-"""The snippets of docs/integrations.md, run as they stand."""
+"""The snippets of README.md and docs/integrations.md, run as they stand."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import runpy
 from pathlib import Path
@@ -12,17 +13,42 @@ import torch
 from tiny_moes import N_EXPERTS, TOP_K, flat_table, tiny_moe
 from torch import Tensor, nn
 
+from costprof.core.device import detect_device
+from costprof.costmodel.tablefile import write_table
 from costprof.routing import Gate, Marginal, TopK, route
 from costprof.routing.gate import select
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "integrations.md"
-ATTACHING, CUSTOM = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def snippets(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+RUNTIME, SHORT, CUSTOM = snippets("README.md")
+(ATTACHING,) = snippets("docs/integrations.md")
 
 
 def run(snippet: str, folder: Path, **names: Any) -> dict[str, Any]:
     path = folder / "snippet.py"
     path.write_text(snippet)
     return runpy.run_path(str(path), init_globals=names)
+
+
+def test_routing_by_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = flat_table()
+    manifest = dataclasses.replace(table.manifest, device=detect_device("cpu"))
+    write_table(Path("table.parquet"), table.rows, manifest)
+    plan = run(RUNTIME, tmp_path)["plan"]
+    assert plan.indices.shape == (16, TOP_K)
+
+
+def test_attaching_in_short(tmp_path: Path) -> None:
+    model = tiny_moe("qwen3_moe")
+    done = run(SHORT, tmp_path, model=model, table=flat_table())
+    assert done["attached"].policy == Marginal(lam=0.05)
+    assert not any(each._forward_hooks for each in model.modules())
 
 
 def test_attaching(tmp_path: Path) -> None:
