@@ -33,7 +33,12 @@ def predict(
 
     from costprof.core.files import replacing, writable_folder
     from costprof.costmodel.grouped.price_table import model_of, price_by_table
-    from costprof.costmodel.grouped.public import public_points, with_prices
+    from costprof.costmodel.grouped.public import (
+        doubts,
+        public_points,
+        rows_of_others,
+        with_prices,
+    )
     from costprof.costmodel.tablefile import read_table
 
     check_out(out, force=force, consequence="nothing was priced")
@@ -51,14 +56,27 @@ def predict(
         ) from error
     began = time.monotonic()
     prices = price_by_table(public_points(table), known, file.rows)
+    device = file.manifest.device.name
+    prices.tier[rows_of_others(table, device)] = "predicted"
     priced = with_prices(table, prices)
+    notes = doubts(table, device)
     writable_folder(out.parent)
     with replacing(out) as temporary:
         pq.write_table(priced, temporary)
     tiers = dict(sorted(Counter(prices.tier.tolist()).items()))
     seconds = time.monotonic() - began
     if as_json:
-        print_json({"out": str(out), "rows": table.num_rows, "tiers": tiers, "seconds": seconds})
+        print_json(
+            {
+                "out": str(out),
+                "rows": table.num_rows,
+                "tiers": tiers,
+                "seconds": seconds,
+                "notes": notes,
+            }
+        )
         return
     counted = ", ".join(f"{number} {tier}" for tier, number in tiers.items())
     print(f"{out}: {table.num_rows} layers priced in {seconds:.1f} s ({counted})")
+    for note in notes:
+        print(f"- {note}")

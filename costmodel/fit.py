@@ -16,7 +16,7 @@ from costprof.costmodel.devices import spec_for
 from costprof.costmodel.energy import known_energy, power_curve
 from costprof.costmodel.fit_layers import LEAST_LAYERS, fit_layer_rows
 from costprof.costmodel.fitted import FittedTable, Progress
-from costprof.costmodel.grouped.dataset import named_layers
+from costprof.costmodel.grouped.dataset import failed_layers, named_layers, unknown_routings
 from costprof.costmodel.manifest import Composition, Manifest, MoeSpec, SourceDataset
 from costprof.costmodel.measurements import MeasuredCurve, is_usable, measured_curves
 from costprof.costmodel.residual import fit_latency
@@ -51,6 +51,8 @@ def fit_dataset(folder: Path, progress: Progress | None = None) -> FittedTable:
     named = named_layers(everything)
     few = named.num_rows < LEAST_LAYERS
     layers = None if few else fit_layer_rows(folder, named, tell)
+    if layers is not None:
+        layers = _with_rest(layers, everything)
     if layers is not None and named.num_rows == everything.num_rows:
         return layers
     rows: list[dict[str, Any]] = everything.to_pylist()
@@ -66,6 +68,18 @@ def fit_dataset(folder: Path, progress: Progress | None = None) -> FittedTable:
         )
     experts = _fit_experts(folder, rows, usable, tell)
     return experts if layers is None else _joined(experts, layers)
+
+
+def _with_rest(layers: FittedTable, everything: pa.Table) -> FittedTable:
+    """Return `layers` with what was not used of the dataset's layers, counted and noted."""
+    odd = unknown_routings(everything)
+    notes = [f"{count} layers of routing {name} were not used" for name, count in odd.items()]
+    source = layers.manifest.sources[0]
+    source = dataclasses.replace(source, rows_failed=failed_layers(everything))
+    manifest = dataclasses.replace(
+        layers.manifest, sources=(source,), notes=(*layers.manifest.notes, *notes)
+    )
+    return dataclasses.replace(layers, manifest=manifest)
 
 
 def _joined(experts: FittedTable, layers: FittedTable) -> FittedTable:

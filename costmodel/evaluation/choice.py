@@ -16,9 +16,11 @@ def least_energy_choices(frame: pa.Table) -> dict[str, Any] | None:
     """Return how often the least predicted energy is the least measured one, and what misses cost.
 
     Candidates do the same work: kernels, shards and precisions of one layer shape at one batch and
-    routing, their energy that of all ranks together. None where there is nothing to choose.
+    routing, their energy that of all ranks together; those whose energy was measured and predicted.
+    None where there is nothing to choose.
     """
-    table = frame.filter(pc.is_valid(frame["energy_mj"]))
+    both = pc.and_(pc.is_valid(frame["energy_mj"]), pc.is_valid(frame["energy_mj_p50"]))
+    table = frame.filter(both)
     keys = table.select(["shape", "tokens", "distribution"]).to_pylist()
     ranks = table["ep_size"].to_numpy() * table["tp_size"].to_numpy()
     measured = table["energy_mj"].to_numpy() * ranks

@@ -16,9 +16,10 @@ from costprof.costmodel.evaluation.columns import frame_of, layer_columns, quant
 from costprof.costmodel.grouped.carry import Carried, Source, carry
 from costprof.costmodel.grouped.fit_transfer import fit_correction
 from costprof.costmodel.grouped.model import LayerPrediction, Measured
-from costprof.costmodel.grouped.price import layer_keys, positions_among, with_known_methods
+from costprof.costmodel.grouped.price import layer_keys, positions_among
 from costprof.costmodel.grouped.transfer import corrected, fresh
 from costprof.costmodel.grouped.transfer_choice import choose_targets
+from costprof.costmodel.grouped.unknown_methods import with_known_methods
 from costprof.costmodel.grouped.work import layer_work
 
 Array = npt.NDArray[np.float64]

@@ -27,7 +27,7 @@ from costprof.costmodel.grouped.intervals import Z90
 from costprof.costmodel.grouped.model import GroupedModel, Measured
 from costprof.costmodel.grouped.points import LayerPoints, Strings
 from costprof.costmodel.grouped.power import PowerConstants, layer_power_w
-from costprof.costmodel.grouped.price import with_known_methods
+from costprof.costmodel.grouped.unknown_methods import is_known, with_known_methods
 from costprof.costmodel.grouped.work import LayerWork, layer_work
 
 Array = npt.NDArray[np.float64]
@@ -111,7 +111,8 @@ def carry(source: Source, points: LayerPoints, target: DeviceSpec) -> Carried:
     The source's latency is its model's, which smooths the readings of measured layers: those carry
     the noise of the routings that happened to be drawn.
     """
-    method, points = points.method, with_known_methods(points, source.model)
+    method, known = points.method, is_known(points, source.model)
+    points = with_known_methods(points, source.model)
     prices = source.model.predict(points, source.measured)
     log_us = np.log(prices.latency_us[1])
     noise = source.model.scales[0].noise_variance(points.load.spread)
@@ -126,7 +127,7 @@ def carry(source: Source, points: LayerPoints, target: DeviceSpec) -> Carried:
         log_w=np.minimum(np.log(prices.power_w * ratio), np.log(target.power_limit_w)),
         power_variance=np.maximum(energy_doubt - doubt, 0.0),
         method=method,
-        strangeness=np.where(points.method == method, 1.0, STRANGE),
+        strangeness=np.where(known, 1.0, STRANGE),
         traits=_traits(points, work, latency_us, source.spec),
         spread=points.load.spread,
         known_group=prices.known_group,

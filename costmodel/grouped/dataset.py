@@ -12,6 +12,8 @@ from costprof.costmodel.grouped.model import Measured
 from costprof.costmodel.grouped.points import LayerPoints
 
 _KNOWN_ROUTING = r"^(balanced|power_law_\d+(\.\d+)?)$"
+_EXPONENT_1 = r"^power_law_0*1(\.0*)?$"
+"""Which the inverse of the distribution does not have."""
 
 
 def named_layers(rows: pa.Table) -> pa.Table:
@@ -19,15 +21,37 @@ def named_layers(rows: pa.Table) -> pa.Table:
 
     Layers whose token counts are known row by row are composed of their experts instead.
     """
-    usable = pc.and_(
-        pc.and_(pc.equal(rows["op"], "layer"), pc.not_equal(rows["status"], "failed")),
-        pc.and_(
-            pc.is_null(rows["counts"]),
-            pc.match_substring_regex(rows["distribution"], _KNOWN_ROUTING),
-        ),
-    )
-    positive = pc.greater(rows["latency_us_p50"], 0.0)
-    return rows.filter(pc.fill_null(pc.and_(usable, positive), False))
+    return rows.filter(pc.and_(_measured(rows), _of_known_routing(rows)))
+
+
+def unknown_routings(rows: pa.Table) -> dict[str, int]:
+    """Return the routings of layers that were measured but cannot be dealt to experts, counted."""
+    left = rows.filter(pc.and_(_measured(rows), pc.invert(_of_known_routing(rows))))
+    counted = left["distribution"].fill_null("none").value_counts().to_pylist()
+    return {each["values"]: each["counts"] for each in counted}
+
+
+def failed_layers(rows: pa.Table) -> int:
+    """Return how many layers have no usable latency."""
+    failed = pc.and_(pc.equal(rows["op"], "layer"), pc.invert(_usable(rows)))
+    return int(pc.sum(failed).as_py() or 0)
+
+
+def _measured(rows: pa.Table) -> Any:
+    """Which rows are usable layers whose token counts are not known row by row: [n] bool."""
+    of_layers = pc.and_(pc.equal(rows["op"], "layer"), pc.is_null(rows["counts"]))
+    return pc.and_(of_layers, _usable(rows))
+
+
+def _usable(rows: pa.Table) -> Any:
+    positive = pc.fill_null(pc.greater(rows["latency_us_p50"], 0.0), False)
+    return pc.and_(pc.not_equal(rows["status"], "failed"), positive)
+
+
+def _of_known_routing(rows: pa.Table) -> Any:
+    known = pc.match_substring_regex(rows["distribution"], _KNOWN_ROUTING)
+    odd = pc.match_substring_regex(rows["distribution"], _EXPONENT_1)
+    return pc.fill_null(pc.and_(known, pc.invert(odd)), False)
 
 
 def measured_layers(rows: pa.Table) -> Measured:

@@ -12,13 +12,19 @@ import numpy.typing as npt
 from costprof.costmodel.grouped.intervals import Z90
 from costprof.costmodel.grouped.model import GroupedModel, LayerPrediction, Measured
 from costprof.costmodel.grouped.points import LayerPoints, Strings
+from costprof.costmodel.grouped.unknown_methods import (
+    OTHER_VERSION_STD,
+    doubt_std,
+    is_known,
+    likest_methods,
+    with_constants_of,
+    with_known_methods,
+)
 
 Array = npt.NDArray[np.float64]
 
-OTHER_VERSION_STD = 0.15
-OTHER_KERNEL_STD = 0.8
-"""Of the log latency of a method priced as another one: what vLLM 0.24's kernels and 0.22's differ
-by (root mean square) on 32,079 layers of an H200, where both run Triton's kernel, and over all."""
+
+_LEAST_READINGS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,7 @@ def price_layers(
 
     A layer that was measured costs what was read. A method the model does not know (another version
     of a framework, say) is priced as the likest one it knows, with as much doubt more as methods
-    were seen to differ, and never as measured.
+    were seen to differ; where layers of its group were measured, by what those were off.
     """
     if measured is None or not len(measured.points):
         tier = np.full(len(points), "predicted", dtype="<U16")
@@ -45,24 +51,88 @@ def price_layers(
     exact = positions_among(layer_keys(points), layer_keys(measured.points))
     known = exact >= 0
     tier[known] = "measured"
-    others = _as_likest(points.take(~known), model, measured)
+    others = _predicted(points.take(~known), tier[~known], model, measured)
     readings = as_read(measured.take(exact[known]), model)
     return LayerPrices(merged(known, readings, others), tier)
+
+
+def _predicted(
+    points: LayerPoints, tier: Strings, model: GroupedModel, measured: Measured
+) -> LayerPrediction:
+    strange = ~is_known(points, model)
+    read = strange & np.isin(points.group, np.unique(measured.points.group))
+    if not read.any():
+        return _as_likest(points, model, measured)
+    own = _by_own_readings(points.take(read), tier[read], model, measured)
+    return merged(read, own, _as_likest(points.take(~read), model, measured))
 
 
 def _as_likest(
     points: LayerPoints, model: GroupedModel, measured: Measured | None
 ) -> LayerPrediction:
     """Predict `points`, those of an unknown method as the likest and with the doubt of that."""
-    likest = with_known_methods(points, model)
-    found = model.predict(likest, measured)
-    other_version = np.where(likest.framework == points.framework, 0.0, OTHER_VERSION_STD)
-    std = np.where(likest.kernel == points.kernel, other_version, OTHER_KERNEL_STD)
+    found = model.predict(with_known_methods(points, model), measured)
+    std = doubt_std(points, model)
     return dataclasses.replace(
         found,
         latency_us=_widened(found.latency_us, std),
         energy_mj=_widened(found.energy_mj, std),
     )
+
+
+def _by_own_readings(
+    points: LayerPoints, tier: Strings, model: GroupedModel, measured: Measured
+) -> LayerPrediction:
+    """Predict `points` of unknown methods, whose groups are among those `measured`.
+
+    The model has the likest method's constants, and each method one factor: the median of its
+    readings over what that says. What is left is the group's own, as of any method. As the model
+    was not calibrated on such, there is more doubt: by how far half of the readings is off when it
+    is priced by the other half, and beyond the measured token counts of a curve, that of another
+    version.
+    """
+    methods = np.unique(points.method)
+    alike = with_constants_of(model, likest_methods(methods.tolist(), model))
+    read = measured.take(np.isin(measured.points.method, methods))
+    base = alike.base(read.points)
+    off = np.log(read.latency_us / (base.latency_us if model.use_trees else base.analytic_us))
+    medians = np.array([np.median(off[read.points.method == method]) for method in methods])
+    factor = np.exp(medians)[np.searchsorted(methods, points.method)]
+    of_reading = np.exp(medians)[np.searchsorted(methods, read.points.method)]
+    scaled = dataclasses.replace(read, latency_us=read.latency_us / of_reading)
+    found = alike.predict(points, scaled)
+    missed = _missed_std(alike, scaled, methods)[np.searchsorted(methods, points.method)]
+    std = np.where(tier == "interpolated", missed, np.maximum(missed, OTHER_VERSION_STD))
+    return dataclasses.replace(
+        found,
+        latency_us=_widened(_times(found.latency_us, factor), std),
+        energy_mj=_widened(_times(found.energy_mj, factor), std),
+    )
+
+
+def _missed_std(model: GroupedModel, read: Measured, methods: Strings) -> Array:
+    """Return by what every other reading of each of `methods` misses the rest, as std: [methods].
+
+    Of too few readings to tell, that of another version.
+    """
+    order = np.lexsort((read.points.tokens, read.points.curve))
+    missed = np.empty(len(order))
+    for half in (order[::2], order[1::2]):
+        rest = read.take(np.setdiff1d(order, half))
+        told = model.predict(read.points.take(half), rest).latency_us[1]
+        missed[half] = np.abs(np.log(read.latency_us[half] / told))
+    own = [missed[read.points.method == method] for method in methods]
+    return np.array(
+        [
+            np.quantile(each, 0.9) / Z90 if len(each) >= _LEAST_READINGS else OTHER_VERSION_STD
+            for each in own
+        ]
+    )
+
+
+def _times(quantiles: tuple[Array, Array, Array], factor: Array) -> tuple[Array, Array, Array]:
+    low, median, high = quantiles
+    return low * factor, median * factor, high * factor
 
 
 def _widened(quantiles: tuple[Array, Array, Array], std: Array) -> tuple[Array, Array, Array]:
@@ -77,32 +147,6 @@ def _widened(quantiles: tuple[Array, Array, Array], std: Array) -> tuple[Array, 
         median,
         np.where(unchanged, high, median * np.exp(above)),
     )
-
-
-def with_known_methods(points: LayerPoints, model: GroupedModel) -> LayerPoints:
-    """Return `points`, those of a method unknown to `model` under the name of the likest one."""
-    known = sorted({method for part in model.parts.values() for method in part.stages})
-    parts = [tuple(method.split("|")) for method in known]
-    replaced: dict[str, tuple[str, str, str]] = {}
-    for method in np.unique(points.method).tolist():
-        if method in known:
-            continue
-        framework, kernel, precision = method.split("|")
-        ranked = sorted(
-            (each for each in parts if each[2] == precision),
-            key=lambda each: (each[1] != kernel, each[0].split(" ")[0] != framework.split(" ")[0]),
-        )
-        if ranked:
-            replaced[method] = (ranked[0][0], ranked[0][1], precision)
-    if not replaced:
-        return points
-    names = [replaced.get(m, tuple(m.split("|"))) for m in points.method.tolist()]
-    renamed = dataclasses.replace(
-        points,
-        framework=np.array([name[0] for name in names]),
-        kernel=np.array([name[1] for name in names]),
-    )
-    return renamed.with_load(points.load)
 
 
 def as_read(measured: Measured, model: GroupedModel) -> LayerPrediction:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from costprof.core.errors import InputError
+from costprof.costmodel.devices import known_spec_name
 from costprof.costmodel.grouped.points import LayerPoints
 from costprof.costmodel.grouped.price import LayerPrices
 from costprof.profiler.aiconfigurator import QUANTISATIONS
@@ -31,8 +34,8 @@ def public_points(table: pa.Table) -> LayerPoints:
     """Return the layers that the rows of `table` name, one a row.
 
     Raises:
-        InputError: a column is missing, a size is no positive whole number, or a layer cannot be
-            dealt to its ranks.
+        InputError: a column is missing, a size is no positive whole number, a row is of another op,
+            or a layer cannot be dealt to its ranks.
     """
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
@@ -49,6 +52,12 @@ def public_points(table: pa.Table) -> LayerPoints:
     many = np.flatnonzero(sizes["topk"] > sizes["num_experts"])
     if len(many):
         raise _refused(f"row {many[0]}: topk is larger than num_experts")
+    if "op_name" in table.column_names:
+        others = np.flatnonzero([name != "moe" for name in _text(table, "op_name")])
+        if len(others):
+            raise _refused(
+                f"row {others[0]}: op_name is {table['op_name'][int(others[0])]}, not moe"
+            )
     columns: dict[str, Any] = {
         "framework": [
             f"{name.lower()} {version}"
@@ -66,6 +75,35 @@ def public_points(table: pa.Table) -> LayerPoints:
         "distribution": texts["distribution"],
     }
     return LayerPoints.of_columns(columns)
+
+
+def rows_of_others(table: pa.Table, device: str) -> npt.NDArray[np.bool_]:
+    """Return which rows name another GPU than `device` in their column `device`, if any: [n]."""
+    if "device" not in table.column_names:
+        return np.zeros(table.num_rows, dtype=bool)
+    names = _text(table, "device")
+    spec = known_spec_name(device)
+    alike = {
+        name: name == device or (spec is not None and known_spec_name(name) == spec)
+        for name in set(names)
+    }
+    return np.array([not alike[name] for name in names], dtype=bool)
+
+
+def doubts(table: pa.Table, device: str) -> list[str]:
+    """Return what makes prices of `table`'s rows by a table of `device` doubtful, a line each."""
+    others = rows_of_others(table, device)
+    found = []
+    if others.any():
+        names = sorted({table["device"][int(at)].as_py() for at in np.flatnonzero(others)})
+        found.append(f"{others.sum()} rows name {', '.join(names)}: priced as on {device}")
+    types = Counter(_text(table, "moe_dtype"))
+    found += [
+        f"{count} rows are of moe_dtype {name}, which is not known: priced as weights of 2 bytes"
+        for name, count in sorted(types.items())
+        if name not in QUANTISATIONS
+    ]
+    return found
 
 
 def with_prices(table: pa.Table, prices: LayerPrices) -> pa.Table:

@@ -131,6 +131,10 @@ def test_a_choice_agrees_where_it_costs_next_to_nothing_more() -> None:
     assert choices["agreement"] == 50.0
     assert choices["mean_extra_energy"] == pytest.approx(100 * (0.2 + 0.02) / 2)
     assert least_energy_choices(frame.slice(4)) is None
+    told = pa.array([11.0, None, 10.0, 9.0, 1.0])  # without a prediction there is no choice
+    partly = least_energy_choices(frame.set_column(6, "energy_mj_p50", told))
+    assert partly is not None
+    assert partly["choices"] == 1
 
 
 def test_the_command_says_how_well_new_shapes_are_predicted(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from costprof.cli.main import app
 from costprof.core.errors import CostprofError, InputError, TableError
 from costprof.costmodel.grouped.model import Measured
-from costprof.costmodel.grouped.price import OTHER_KERNEL_STD, OTHER_VERSION_STD
 from costprof.costmodel.grouped.rows import measured_of_table
 from costprof.costmodel.grouped.serialise import from_bytes, to_bytes
+from costprof.costmodel.grouped.unknown_methods import OTHER_KERNEL_STD, OTHER_VERSION_STD
 from costprof.costmodel.tablefile import read_table
 
 
