@@ -34,6 +34,12 @@ def explain(
         list[str] | None,
         typer.Option("--set", help="A parameter of the policy, as name=value; repeatable."),
     ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gate", help="How the layer's gate is, as score=sigmoid, n_group=8 …; repeatable."
+        ),
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of a made-up batch.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of made-up batches.")] = 0,
     skew: Annotated[float, typer.Option(help="Zipf exponent of expert popularity.")] = 0.5,
@@ -52,15 +58,16 @@ def explain(
             )
     import torch
 
+    from costprof.cli.gates import described, layer_gate, read_gate
     from costprof.cli.policies import make_policy, parameters_of, read_settings
     from costprof.cli.route_batches import made_up, price_table, recorded
-    from costprof.routing import Gate, Rows, route
+    from costprof.routing import Rows, route
     from costprof.routing.explain import explain as explain_row
     from costprof.runtime.synthetic import Workload
 
     parameters = read_settings(policy, settings or [])
+    stated = read_gate(gate or [])
     prices = price_table(table, moe, allow_device_mismatch=allow_device_mismatch)
-    gate = Gate(top_k=prices.moe.top_k)
     if trace is not None:
         batches = recorded(trace, prices)
     else:
@@ -78,14 +85,17 @@ def explain(
             "nothing was explained",
             f"use 0 … {len(batches.logits) - 1}",
         )
+    chooses = layer_gate(prices, recorded=batches.gate, given=stated)
     rows = batches.rows or [Rows.decode(len(each)) for each in batches.logits]
-    made = make_policy(policy, parameters, table=prices, gate=gate, batches=batches.logits)
+    made = make_policy(
+        policy, parameters, table=prices, gate=chooses, batches=batches.logits, rows=rows
+    )
     history: Any = None
     for before in range(step):  # what the policy remembers of the batches before
         history = route(
             batches.logits[before],
             table=prices,
-            gate=gate,
+            gate=chooses,
             policy=made,
             rows=rows[before],
             history=history,
@@ -94,7 +104,7 @@ def explain(
         batches.logits[step],
         token,
         table=prices,
-        gate=gate,
+        gate=chooses,
         policy=made,
         rows=rows[step],
         history=history,
@@ -105,6 +115,7 @@ def explain(
             "table_device": prices.manifest.device.name,
             "trace": None if trace is None else str(trace),
             "step": step,
+            "gate": described(chooses),
             "policy": policy,
             "parameters": parameters_of(made),
         }
