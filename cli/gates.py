@@ -8,7 +8,6 @@ from typing import Any
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
 from costprof.routing import Gate
-from costprof.routing.parameters import check_number
 
 _OF_MODEL: dict[str, dict[str, Any]] = {
     "DeepSeek-V3": {"score": "sigmoid", "n_group": 8, "topk_group": 4, "scaling": 2.5},
@@ -81,9 +80,7 @@ def layer_gate(
             "nothing was routed",
             f"record it as gate.bias [{table.n_experts}]",
         )
-    gate = Gate(top_k=moe.top_k, **{**_OF_MODEL.get(moe.name, {}), **stated, **given})
-    check_number("scaling", gate.scaling, consequence="nothing was routed")
-    return gate
+    return Gate(top_k=moe.top_k, **{**_OF_MODEL.get(moe.name, {}), **stated, **given})
 
 
 def described(gate: Gate) -> dict[str, Any]:

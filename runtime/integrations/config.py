@@ -35,9 +35,9 @@ def read_config(environment: Mapping[str, str]) -> ServingConfig | None:
     """Return the configuration `COSTPROF_ROUTING_CONFIG` names; None where it is not set.
 
     The file is a JSON object: `table`, the path of a cost table or `shipped:<model>`; `moe`, which
-    of its MoEs; `allow_device_mismatch`; `policy`, the name of a policy, in small letters, or
-    null; `parameters`, the policy's, an objective as an object of its weights. A relative path is
-    relative to the file.
+    of the MoEs at a path; `allow_device_mismatch`, true or false; `policy`, the name of a policy,
+    in small letters, or null; `parameters`, the policy's, an objective as an object of its weights.
+    A relative path is relative to the file.
 
     Raises:
         InputError: no such file, no JSON object, or something unknown in it.
@@ -114,10 +114,19 @@ def _parameter(name: str, value: Any) -> Any:
 
 def _table(read: Mapping[str, Any], folder: Path) -> CostTable:
     name: str = read["table"]
-    if name.startswith(_SHIPPED):
-        return CostTable.shipped(name.removeprefix(_SHIPPED))
-    return CostTable.load(
-        folder / name,
-        moe=read.get("moe"),
-        allow_device_mismatch=bool(read.get("allow_device_mismatch")),
-    )
+    allow, moe = read.get("allow_device_mismatch", False), read.get("moe")
+    if not isinstance(allow, bool) or not isinstance(moe, str | None):
+        raise InputError(
+            f"allow_device_mismatch is {json.dumps(allow)} and moe {json.dumps(moe)}",
+            "nothing is observed or routed",
+            "write true or false for the one and a name for the other, or leave them out",
+        )
+    if not name.startswith(_SHIPPED):
+        return CostTable.load(folder / name, moe=moe, allow_device_mismatch=allow)
+    if moe is not None:
+        raise InputError(
+            f"{name!r} names its MoE, and moe is {moe!r}",
+            "nothing is observed or routed",
+            f"leave moe out, or name {_SHIPPED + moe!r} instead",
+        )
+    return CostTable.shipped(name.removeprefix(_SHIPPED))

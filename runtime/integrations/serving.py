@@ -1,7 +1,7 @@
 """One MoE layer inside a server: routed by a policy or only watched, priced inside CUDA graphs.
 
-A server replays CUDA graphs, in which no Python runs: whatever is counted is counted by tensor
-operations on buffers that stay where they are, and read when somebody asks.
+A server replays CUDA graphs, in which no Python runs: whatever is counted or remembered is so by
+tensor operations on buffers that stay where they are, and read when somebody asks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from costprof.costmodel.table import CostTable
 from costprof.routing import Gate, Rows, route
 from costprof.routing.contract import Policy
 from costprof.routing.gate import select
+from costprof.runtime.integrations import graphs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +103,7 @@ class ServedLayer:
             rows=rows,
             history=self._history,
         )
-        self._history = routed.history
+        self._history = graphs.lasting(self._history, routed.history)
         self._add(routed.indices, select(gating_output, gate).indices, step.real)
         return routed.weights, routed.indices.to(torch.int32)
 
