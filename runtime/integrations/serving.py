@@ -15,8 +15,8 @@ from torch import Tensor
 
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
-from costprof.routing import Gate, Rows, route
-from costprof.routing.contract import Policy
+from costprof.routing import Gate, Rows, Scheduled, route
+from costprof.routing.contract import Policy, SystemState
 from costprof.routing.gate import select
 from costprof.runtime.integrations import graphs
 
@@ -69,13 +69,19 @@ class ServedLayer:
     """
 
     def __init__(
-        self, number: int, table: CostTable, policy: Policy | None, read_step: ReadStep
+        self,
+        number: int,
+        table: CostTable,
+        policy: Policy | None,
+        read_step: ReadStep,
+        read_state: Callable[[], SystemState] = SystemState,
     ) -> None:
         """Route or watch layer `number`; `policy` None is plain top-k."""
         self.number = number
         self.table = table
         self.policy = policy
         self._read_step = read_step
+        self._read_state = read_state
         self._history: Any = None
         self._sums: Tensor | None = None
 
@@ -85,9 +91,15 @@ class ServedLayer:
         """Return weights and expert ids.
 
         Raises:
-            InputError: the layer is not the table's.
+            InputError: the layer is not the table's, or its policy cannot be captured in a graph.
         """
         self.check(gating_output.shape[-1], topk)
+        if isinstance(self.policy, Scheduled) and graphs.is_captured(gating_output):
+            raise InputError(
+                "a CUDA graph is captured, and replays would keep the policy of this stage",
+                "the policy could not follow the machine",
+                "run the server without CUDA graphs, or name one policy for all stages",
+            )
         step = self._read_step(gating_output)
         gate = Gate(top_k=topk, renormalise=renormalize)
         if self.policy is None or self.policy.neutral:
@@ -101,6 +113,7 @@ class ServedLayer:
             gate=gate,
             policy=self.policy,
             rows=rows,
+            state=self._read_state(),
             history=self._history,
         )
         self._history = graphs.lasting(self._history, routed.history)
@@ -164,12 +177,17 @@ class ServedLayer:
 
 
 class ServedLayers:
-    """The layers of one process, in the order they came."""
+    """The layers of one process, in the order they came.
+
+    Attributes:
+        state: What a policy that follows the machine is told of it, from the next call on.
+    """
 
     def __init__(self, table: CostTable, policy: Policy | None, read_step: ReadStep) -> None:
         """Make layers with this table and policy."""
         self.table = table
         self.policy = policy
+        self.state = SystemState()
         self._read_step = read_step
         self._layers: dict[object, ServedLayer] = {}
 
@@ -178,7 +196,9 @@ class ServedLayers:
         number = len(self._layers)
         return self._layers.setdefault(
             ("new", number) if key is None else key,
-            ServedLayer(number, self.table, self.policy, self._read_step),
+            ServedLayer(
+                number, self.table, self.policy, self._read_step, read_state=lambda: self.state
+            ),
         )
 
     def totals(self) -> list[LayerTotals]:

@@ -21,13 +21,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from costprof.core.errors import InputError
 from costprof.costmodel.table import write_table
 from costprof.routing import CachePrior, Gate, Marginal, Prune, Scheduled, StatisticalBalance, TopK
-from costprof.routing.contract import Policy
+from costprof.routing.contract import Policy, Stage, SystemState
 from costprof.routing.gate import select
 from costprof.runtime.integrations import graphs, sglang_plugin, vllm_plugin
 from costprof.runtime.integrations.config import VARIABLE, read_config
 from costprof.runtime.integrations.serving import ServedLayer, ServedLayers, Step
 
 STRONG = Marginal(lam=5.0, q=0.3)
+TABLE = "shipped:Qwen3-30B-A3B"
 NAMES = json.loads((Path(__file__).parent / "serving_interfaces.json").read_text())
 
 
@@ -350,6 +351,43 @@ def test_configuration_from_a_file(table_path: Path) -> None:
     assert read_config({}) is None
 
 
+@pytest.mark.parametrize("plugin", [vllm_plugin, sglang_plugin])
+def test_a_policy_follows_the_stage_it_is_told(
+    table_path: Path, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strong = {"policy": "marginal", "parameters": {"lam": 5.0, "q": 0.3}}
+    read = read_config(
+        config(
+            table_path.parent,
+            table=table_path.name,
+            allow_device_mismatch=True,
+            by_stage={"cool": {"policy": "topk"}, "hot": strong},
+        )
+    )
+    assert read is not None
+    served = ServedLayers(read.table, read.policy, decode())
+    monkeypatch.setattr(plugin, "_served", [served])
+    layer, logits = served.layer(), logits_of(6)
+    fewer = call(ServedLayer(0, read.table, STRONG, decode()), logits)
+    plain = call(ServedLayer(0, read.table, None, decode()), logits)
+    stages: tuple[tuple[Stage, Any], ...] = (
+        ("cool", plain),
+        ("warm", plain),
+        ("hot", fewer),
+        ("critical", fewer),
+        ("cool", plain),
+    )
+    for stage, want in stages:
+        plugin.set_state(SystemState(stage=stage))
+        for got, each in zip(call(layer, logits), want, strict=True):
+            assert torch.equal(got, each)
+    monkeypatch.setattr(graphs, "is_captured", lambda _: True)
+    with pytest.raises(
+        InputError, match=r"would keep the policy of this stage; .*; run the server"
+    ):
+        call(layer, logits)
+
+
 def test_shipped_predictions_can_be_named(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="predictions for NVIDIA H200"):
         read = read_config(config(tmp_path, table="shipped:Qwen3-30B-A3B"))
@@ -357,6 +395,7 @@ def test_shipped_predictions_can_be_named(tmp_path: Path) -> None:
     assert read.table.n_experts == 128
 
 
+@pytest.mark.filterwarnings("ignore:.*predictions for NVIDIA H200")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -364,6 +403,19 @@ def test_shipped_predictions_can_be_named(tmp_path: Path) -> None:
         ({"table": "t", "tabel": 1}, "is not an object with a table"),
         ({"table": "t", "allow_device_mismatch": "false"}, 'allow_device_mismatch is "false" and'),
         ({"table": "t", "allow_device_mismatch": 1}, "allow_device_mismatch is 1 and moe null"),
+        (
+            {"table": TABLE, "by_stage": {"hot": {"policy": "topk"}}},
+            r'by_stage is {"hot": .*; write',
+        ),
+        ({"table": TABLE, "by_stage": {"cool": {}, "tepid": {}}}, "of cool, warm, hot, critical"),
+        ({"table": TABLE, "by_stage": {"cool": "topk"}}, 'by_stage is {"cool": "topk"}; nothing'),
+        ({"table": TABLE, "by_stage": {"cool": {"lam": 1}}}, 'by_stage is {"cool": {"lam": 1}}'),
+        ({"table": TABLE, "by_stage": []}, r"by_stage is \[\]; nothing is observed or routed"),
+        (
+            {"table": TABLE, "by_stage": {"cool": {}}, "policy": "topk"},
+            "beside a policy for all stages",
+        ),
+        ({"table": TABLE, "by_stage": {"cool": {"policy": "x"}}}, "there is no policy 'x'"),
         ({"table": "t", "moe": ["x"]}, r'and moe \["x"\]; nothing is observed or routed; write'),
         (
             {"table": "shipped:Qwen3-30B-A3B", "moe": "DeepSeek-V3"},
