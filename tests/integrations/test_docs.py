@@ -1,4 +1,4 @@
-"""The snippets of docs/integrations.md and the one that records a trace, run as they stand."""
+"""The snippets of docs/integrations.md, run as they stand."""
 
 from __future__ import annotations
 
@@ -14,17 +14,9 @@ from torch import Tensor, nn
 
 from costprof.routing import Gate, Marginal, TopK, route
 from costprof.routing.gate import select
-from costprof.runtime.trace import load_trace, write_trace
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-
-
-def snippets(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
-
-
-ATTACHING, CUSTOM = snippets("integrations.md")
-(RECORDING,) = [each for each in snippets("routing.md") if "write_trace" in each]
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "integrations.md"
+ATTACHING, CUSTOM = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
 def run(snippet: str, folder: Path, **names: Any) -> dict[str, Any]:
@@ -40,26 +32,6 @@ def test_attaching(tmp_path: Path) -> None:
     # Two runs of a prompt and three decode steps in two layers.
     assert done["attached"].summary().calls == 2 * 4 * 2
     assert not any(each._forward_hooks for each in model.modules())
-
-
-@torch.no_grad()
-def test_recording_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is recorded is what the routers chose by, step by step."""
-    model = tiny_moe("olmoe")
-    router = model.model.layers[1].mlp.gate
-    chosen: list[Tensor] = []
-    router.register_forward_hook(lambda *given: chosen.append(given[2][2]))
-    monkeypatch.chdir(tmp_path)
-    snippet = RECORDING.replace("layers[7]", "layers[1]")
-    prompts = torch.randint(3, 64, (3, 4))
-    model.generation_config.eos_token_id = None
-    names = {"write_trace": write_trace, "Path": Path, "Gate": Gate}
-    run(snippet, tmp_path, **names, model=model, prompts=prompts)
-    trace = load_trace(tmp_path / "layer7.safetensors")
-    assert [tuple(each.shape) for each in trace.logits] == [(3, N_EXPERTS)] * 63
-    gate = Gate(top_k=TOP_K, renormalise=trace.gate["renormalise"])
-    for logits, indices in zip(trace.logits, chosen[1:], strict=True):
-        assert torch.equal(select(logits, gate).indices, indices)
 
 
 class Expert(nn.Linear):
