@@ -151,7 +151,7 @@ def _print_found(found: Explanation) -> None:
     if not console.is_terminal:  # a pipe has no width to fit
         console = Console(width=120)
     console.print(table)
-    for reason in found.reasons:
+    for reason in (found.criterion, *found.reasons):
         console.print(f"- {reason}", soft_wrap=True, highlight=False)
     console.print(
         f"The token gave up {found.gate_mass_lost:.1%} of its gate mass. The layer: "
