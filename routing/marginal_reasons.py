@@ -50,9 +50,9 @@ class MarginalReasons:
     def why(self, row: int, expert: int, *, kept: bool) -> str:
         """Return why `expert`, of the top-k of `row`, was `kept` or went, after a colon."""
         harm, saving = float(self._harm[expert]), float(self._saving[expert])
-        stake = f"a harm of {harm:.2g} for {saving:.2%} of the layer's cost"
+        stake = f"harm {harm:.2g}, saving {saving:.2%} of the layer's cost"
         if saving > 0.0:
-            stake += f", which is {harm / saving:.2g}; lam is {self._policy.lam:g}"
+            stake += f", harm / saving {harm / saving:.2g}, lam {self._policy.lam:g}"
         if kept:
             return f"{self._bar(row, expert)} ({stake})"
         return f"{stake}; it went for the budget" if self._too_harmful(expert) else stake

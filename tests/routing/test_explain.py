@@ -124,9 +124,7 @@ def test_marginal_says_what_let_an_expert_go_and_what_kept_it(
     free = route(logits, table=flat, gate=GATE, policy=Marginal(lam=lam, q=0.0, budget=budget))
     seen = set()
     for note in explain_all(logits, flat, policy):
-        said = re.search(
-            r"a harm of (\S+) for (\S+)% of the layer's cost, which is (\S+);", note.why
-        )
+        said = re.search(r"harm (\S+), saving (\S+)% of .*, harm / saving (\S+), lam", note.why)
         assert said is not None
         harm, saving, price = map(float, said.groups())
         assert harm / (saving / 100) == pytest.approx(price, rel=0.1)
