@@ -49,13 +49,15 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Say for one token which experts its gate ranked, which it got, and what that saved."""
-    for name, value, least in (("tokens", tokens, 1), ("step", step, 0), ("seed", seed, 0)):
-        if not least <= value < 2**63:
+    for name, value, least in (("tokens", tokens, 1), ("step", step, 0)):
+        if value < least:
             raise InputError(
                 f"--{name} is {value}",
                 "nothing was explained",
                 f"give a whole number of at least {least}",
             )
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed is {seed}", "nothing was explained", "use 0 … 2^63 - 1")
     import torch
 
     from costprof.cli.gates import described, layer_gate, read_gate

@@ -313,7 +313,7 @@ def test_a_token_is_explained(
     taken = {each["expert"] for each in found["experts"] if each["weight"] > 0}
     assert taken == set(got.indices[2].tolist())
     assert found["latency_us"] == pytest.approx(float(got.predicted.latency_us))
-    for wrong in (("--step", "100000000", "--tokens", "1"), ("--tokens", "100000000000")):
+    for wrong in (("--step", "100000000", "--tokens", "1"), ("--tokens", "9" * 23)):
         refused = explain(table, *wrong)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
         assert "rows; nothing was routed; ask for at most 1048576 rows" in refused.stderr
@@ -321,6 +321,7 @@ def test_a_token_is_explained(
         (("--token", "6"), "row 6 of 6; nothing was explained"),
         (("--step", "2"), "step 2 of 2; nothing was explained; use 0 … 1"),
         (("--step", "-1"), "--step is -1; nothing was explained"),
+        (("--seed", "9" * 23), "nothing was explained; use 0 … 2^63 - 1"),
         (("--gate", "k=1"), "--gate k=1 cannot be read"),
     ):
         refused = explain(table, "--trace", trace, *wrong)
