@@ -152,6 +152,10 @@ def test_a_layer_larger_than_memory_is_refused_before_it_is_built(
         ),
         (("--trace", "none.npz"), "none.npz is no file; no trace was read; name a recorded trace"),
         (("--skew", "-1"), "skew is -1.0; no batch was made"),
+        (
+            ("--skew", "1e308"),
+            "skew is 1e+308; no batch was made; use skew and spread in 0 … 100",
+        ),
         (("--tokens", "9" * 23), " rows; nothing was routed; ask for at most 1048576 rows"),
         (("--tokens", "1000000"), "8 made-up batches of 1000000 tokens are 8000000 rows; nothing"),
         (("--batches", "9" * 11), "; nothing was routed; ask for at most 1048576 rows"),
