@@ -79,4 +79,4 @@ class MarginalReasons:
             return f"{who} would lose more than {most:.0%} of its gate mass, which q forbids"
         if self._too_harmful(expert):
             return "that is more harm than lam allows, and the budget is met"
-        return "with all gone that may go the layer would be no cheaper"
+        return "with it gone as well the layer would be no cheaper"
