@@ -34,6 +34,12 @@ def explain(
         list[str] | None,
         typer.Option("--set", help="A parameter of the policy, as name=value; repeatable."),
     ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gate", help="How the layer's gate is, as score=sigmoid, n_group=8 …; repeatable."
+        ),
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of a made-up batch.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of made-up batches.")] = 0,
     skew: Annotated[float, typer.Option(help="Zipf exponent of expert popularity.")] = 0.5,
@@ -43,24 +49,27 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Say for one token which experts its gate ranked, which it got, and what that saved."""
-    for name, value, least in (("tokens", tokens, 1), ("step", step, 0), ("seed", seed, 0)):
-        if not least <= value < 2**63:
+    for name, value, least in (("tokens", tokens, 1), ("step", step, 0)):
+        if value < least:
             raise InputError(
                 f"--{name} is {value}",
                 "nothing was explained",
                 f"give a whole number of at least {least}",
             )
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed is {seed}", "nothing was explained", "use 0 … 2^63 - 1")
     import torch
 
+    from costprof.cli.gates import described, layer_gate, read_gate
     from costprof.cli.policies import make_policy, parameters_of, read_settings
     from costprof.cli.route_batches import made_up, price_table, recorded
-    from costprof.routing import Gate, Rows, route
+    from costprof.routing import Rows, route
     from costprof.routing.explain import explain as explain_row
     from costprof.runtime.synthetic import Workload
 
     parameters = read_settings(policy, settings or [])
+    stated = read_gate(gate or [])
     prices = price_table(table, moe, allow_device_mismatch=allow_device_mismatch)
-    gate = Gate(top_k=prices.moe.top_k)
     if trace is not None:
         batches = recorded(trace, prices)
     else:
@@ -78,14 +87,17 @@ def explain(
             "nothing was explained",
             f"use 0 … {len(batches.logits) - 1}",
         )
+    chooses = layer_gate(prices, recorded=batches.gate, given=stated)
     rows = batches.rows or [Rows.decode(len(each)) for each in batches.logits]
-    made = make_policy(policy, parameters, table=prices, gate=gate, batches=batches.logits)
+    made = make_policy(
+        policy, parameters, table=prices, gate=chooses, batches=batches.logits, rows=rows
+    )
     history: Any = None
     for before in range(step):  # what the policy remembers of the batches before
         history = route(
             batches.logits[before],
             table=prices,
-            gate=gate,
+            gate=chooses,
             policy=made,
             rows=rows[before],
             history=history,
@@ -94,7 +106,7 @@ def explain(
         batches.logits[step],
         token,
         table=prices,
-        gate=gate,
+        gate=chooses,
         policy=made,
         rows=rows[step],
         history=history,
@@ -105,6 +117,7 @@ def explain(
             "table_device": prices.manifest.device.name,
             "trace": None if trace is None else str(trace),
             "step": step,
+            "gate": described(chooses),
             "policy": policy,
             "parameters": parameters_of(made),
         }
@@ -140,7 +153,7 @@ def _print_found(found: Explanation) -> None:
     if not console.is_terminal:  # a pipe has no width to fit
         console = Console(width=120)
     console.print(table)
-    for reason in found.reasons:
+    for reason in (found.criterion, *found.reasons):
         console.print(f"- {reason}", soft_wrap=True, highlight=False)
     console.print(
         f"The token gave up {found.gate_mass_lost:.1%} of its gate mass. The layer: "

@@ -13,7 +13,7 @@ from torch import Tensor
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
 from costprof.routing import POLICIES, Gate, static_optimal
-from costprof.routing.contract import Policy
+from costprof.routing.contract import Policy, Rows
 from costprof.routing.gate import select
 from costprof.routing.objective import Objective
 
@@ -72,19 +72,21 @@ def make_policy(
     table: CostTable,
     gate: Gate,
     batches: Sequence[Tensor],
+    rows: Sequence[Rows] | None = None,
 ) -> Policy:
     """Return the policy `name`; what `settings` leave open gets a sensible value.
 
     `fewer` keeps three quarters of the gate's top_k, `oea` wakes half of it, `budget` has two
-    thirds of the experts that top-k wakes in the first batch. `static_optimal` without `kept` is
-    chosen for `batches` [T, E] themselves: what a fixed set could do if all were known before.
+    thirds of the experts that real rows wake in the first batch that has some. `static_optimal`
+    without `kept` is chosen for `batches` [T, E] themselves: what a fixed set could do if all were
+    known before. `rows` says what theirs are; None: all real.
 
     Raises:
         InputError: a parameter outside its range.
         TableError: the table does not price the objective.
     """
     top_k = gate.top_k
-    active = int(select(batches[0], gate).indices.flatten().bincount().count_nonzero())
+    active = _active_experts(batches, rows, gate)
     by_layer = {
         "fewer": {"k": max(1, round(0.75 * top_k))},
         "oea": {"k0": max(1, top_k // 2)},
@@ -108,7 +110,7 @@ def make_policy(
         goal = chosen.pop("objective", None)
         if "kept" not in chosen:
             return static_optimal(
-                batches, table=table, gate=gate, mass_lost=mass_lost, objective=goal
+                batches, table=table, gate=gate, mass_lost=mass_lost, objective=goal, rows=rows
             )
     made: Policy = POLICIES[name](**chosen)
     return made
@@ -117,6 +119,16 @@ def make_policy(
 def parameters_of(policy: Any) -> dict[str, Any]:
     """Return the parameters of `policy` as plain JSON values."""
     return dataclasses.asdict(policy)
+
+
+def _active_experts(batches: Sequence[Tensor], rows: Sequence[Rows] | None, gate: Gate) -> int:
+    """Experts that top-k wakes in the first batch with a real row; 0 without any."""
+    for number, logits in enumerate(batches):
+        chosen = select(logits, gate).indices
+        mine = chosen if rows is None else chosen[rows[number].real]
+        if mine.numel():
+            return int(mine.flatten().bincount().count_nonzero())
+    return 0
 
 
 def _kinds(name: str) -> dict[str, Any]:

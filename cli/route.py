@@ -34,6 +34,12 @@ def route(
         Path | None,
         typer.Option(help="Recorded router logits (.safetensors or .npz) instead of made-up ones."),
     ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gate", help="How the layer's gate is, as score=sigmoid, n_group=8 …; repeatable."
+        ),
+    ] = None,
     objective: Annotated[
         str | None, typer.Option(help="latency, energy, memory …, as --set objective=.")
     ] = None,
@@ -69,6 +75,7 @@ def route(
         )
     if not 0 <= seed < 2**63:
         raise InputError(f"--seed is {seed}", "nothing was routed", "use 0 … 2^63 - 1")
+    from costprof.cli.gates import read_gate
     from costprof.cli.policies import read_settings
     from costprof.cli.route_run import Settings, run_comparison
 
@@ -85,6 +92,7 @@ def route(
         policy=policy,
         parameters=parameters,
         trace=trace,
+        gate=read_gate(gate or []),
         skew=skew,
         adapt=adapt,
         measure=measure,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from costprof.cli.memory import check_memory
 from costprof.core.errors import InputError
 from costprof.costmodel.compatibility import TableDriftWarning
 from costprof.costmodel.table import CostTable
@@ -20,6 +23,10 @@ from costprof.runtime.trace import load_trace
 DEFAULT_MOE = "Qwen3-30B-A3B"
 """Whose shipped predictions are routed by where no table is named."""
 
+_MOST_ROWS = 1 << 20
+_DRAWN = 4
+"""Copies of a batch, float32, that drawing it holds at once."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batches:
@@ -30,12 +37,14 @@ class Batches:
         rows: What the rows of each are; None: all decode.
         hidden: [T, d_model] of each, where there are any: a trace has none.
         router: [E, d_model], likewise.
+        gate: What a trace says of its gate, as arguments of `Gate`; None where there is no trace.
     """
 
     logits: list[Tensor]
     rows: list[Rows] | None = None
     hidden: list[Tensor] | None = None
     router: Tensor | None = None
+    gate: Mapping[str, Any] | None = None
 
 
 def price_table(path: Path | None, moe: str | None, *, allow_device_mismatch: bool) -> CostTable:
@@ -60,9 +69,27 @@ def made_up(
     generator: torch.Generator,
     device: torch.device,
 ) -> Batches:
-    """Return batches of `workload` for the layer of `table`, hidden states and router included."""
+    """Return batches of `workload` for the layer of `table`, hidden states and router included.
+
+    Raises:
+        InputError: they are too many.
+    """
     expert = table.expert_class(0)
     dtype = DTYPES[expert.dtype]
+    rows = tokens * batches
+    if rows > _MOST_ROWS:
+        raise InputError(
+            f"{batches} made-up batches of {tokens} tokens are {rows} rows",
+            "nothing was routed",
+            f"ask for at most {_MOST_ROWS} rows",
+        )
+    width = expert.d_model + table.n_experts
+    check_memory(
+        f"{batches} made-up batches of {tokens} tokens",
+        rows * width * dtype.itemsize + tokens * expert.d_model * 4 * _DRAWN,
+        device,
+        way_out="ask for fewer",
+    )
     router = workload.router(table.n_experts, expert.d_model, generator).to(device)
     hidden = [
         workload.batch(tokens, expert.d_model, generator).to(device, dtype) for _ in range(batches)
@@ -86,4 +113,4 @@ def recorded(path: Path, table: CostTable) -> Batches:
             "nothing was routed",
             "name the table of this layer, or its --moe",
         )
-    return Batches(logits=trace.logits, rows=trace.rows)
+    return Batches(logits=trace.logits, rows=trace.rows, gate=trace.gate)

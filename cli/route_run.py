@@ -16,10 +16,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from costprof.cli.gates import described, in_words, layer_gate
+from costprof.cli.memory import check_memory
 from costprof.cli.policies import make_policy, parameters_of
 from costprof.cli.route_batches import made_up, price_table, recorded
 from costprof.core.device import DeviceFingerprint, detect_device
-from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
 from costprof.routing import Gate, TopK
 from costprof.runtime import comparison
@@ -27,8 +28,6 @@ from costprof.runtime.adapt import AdaptConfig, AdaptState
 from costprof.runtime.comparison import Decided, Measured, Variant
 from costprof.runtime.moe import MoELayer
 from costprof.runtime.synthetic import Workload
-
-_MEMORY_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +43,7 @@ class Settings:
     policy: str
     parameters: dict[str, Any]
     trace: Path | None
+    gate: dict[str, Any]
     skew: float
     adapt: bool
     measure: bool
@@ -71,7 +71,6 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
     threads = settings.threads or table.manifest.threads
     if threads is not None:
         torch.set_num_threads(min(threads, os.cpu_count() or 1))
-    gate = Gate(top_k=table.moe.top_k)
     device = _device(table)
     generator = torch.Generator().manual_seed(settings.seed)
     if settings.trace is None:
@@ -85,9 +84,15 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
         )
     else:
         batches = recorded(settings.trace, table)
+    gate = layer_gate(table, recorded=batches.gate, given=settings.gate)
     logits = batches.logits
     policy = make_policy(
-        settings.policy, settings.parameters, table=table, gate=gate, batches=logits
+        settings.policy,
+        settings.parameters,
+        table=table,
+        gate=gate,
+        batches=logits,
+        rows=batches.rows,
     )
     variants = [
         Variant(name="top-k", policy=TopK()),
@@ -117,7 +122,12 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
         ]
         present = detect_device("cpu" if device.type == "cpu" else None)
         if settings.measure and batches.router is not None and batches.hidden is not None:
-            _check_memory(table, device)
+            check_memory(
+                "the layer's experts",
+                int(table.expert_weight_bytes.sum()),
+                device,
+                way_out="use --no-measure to see the predictions alone",
+            )
             layer = MoELayer.random(batches.router, gate=gate, table=table, generator=generator)
             histories = [each.histories for each in decided]
             _add_measured(
@@ -135,13 +145,14 @@ def run_comparison(settings: Settings) -> dict[str, Any]:
         "policy": settings.policy,
         "parameters": parameters_of(policy),
         "table_device": table.manifest.device.name,
+        "gate": described(gate),
         "threads": torch.get_num_threads(),
         "measured_device": present.name if settings.measure else None,
         "energy_sources": sorted(frozenset().union(*(each.energy_sources for each in decided))),
         "tiers": sorted(frozenset().union(*(each.tiers for each in decided))),
         "adaptation": _adaptation(state),
         "variants": rows,
-        "notes": _notes(table, settings, workload, present, state),
+        "notes": _notes(table, settings, gate, workload, present, state),
     }
 
 
@@ -214,6 +225,7 @@ def _adaptation(state: AdaptState | None) -> dict[str, Any] | None:
 def _notes(
     table: CostTable,
     settings: Settings,
+    gate: Gate,
     workload: Workload,
     present: DeviceFingerprint,
     state: AdaptState | None,
@@ -226,11 +238,12 @@ def _notes(
         notes.append(
             f"Router and batches are made up: popularity Zipf {workload.skew:g}, logits spread "
             f"{workload.spread:g}, {workload.topics} topics; weights are random, so the output "
-            "difference says nothing about a model's quality."
+            "difference says nothing about a model's quality. They are routed under a "
+            f"{in_words(gate)}."
         )
     else:
         notes.append(
-            f"Logits are those of {settings.trace}, replayed in order under a softmax gate; "
+            f"Logits are those of {settings.trace}, replayed in order under a {in_words(gate)}; "
             "padding counts for nothing, and nothing was run or adapted."
         )
     if settings.policy == "static_optimal" and "kept" not in settings.parameters:
@@ -265,32 +278,6 @@ def _adapted_to(settings: Settings) -> Literal["latency", "energy"]:
 def _device(table: CostTable) -> torch.device:
     on_gpu = table.manifest.device.kind == "gpu" and torch.cuda.is_available()
     return torch.device("cuda" if on_gpu else "cpu")
-
-
-def _check_memory(table: CostTable, device: torch.device) -> None:
-    needed = int(table.expert_weight_bytes.sum())
-    available = _available_bytes(device)
-    if available and needed > _MEMORY_SHARE * available:
-        raise InputError(
-            f"the layer's experts take {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB "
-            "of memory are free",
-            "it was not run",
-            "use --no-measure to see the predictions alone",
-        )
-
-
-def _available_bytes(device: torch.device) -> int:
-    """Free memory, 0 where it cannot be read."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    for line in text.splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 @contextmanager

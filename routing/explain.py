@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,8 +11,11 @@ from torch import Tensor
 
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable, LayerCost
-from costprof.routing.contract import Gate, Policy, Rows, SystemState
+from costprof.routing.contract import Gate, Policy, Rows, Selection, SystemState
 from costprof.routing.gate import select
+from costprof.routing.marginal_reasons import MarginalReasons
+from costprof.routing.policies.marginal import Marginal
+from costprof.routing.policies.scheduled import Scheduled
 from costprof.routing.router import route
 
 Fate = Literal["kept", "dropped", "refilled", "passed over"]
@@ -32,6 +37,7 @@ class ExpertNote:
         weight_before, weight: Its weight in the row by top-k and by the policy.
         tokens_before, tokens: Assignments in the whole batch, likewise.
         saved_us, saved_mj: What the batch no longer pays for this expert; below 0 for more.
+        why: Why it was kept or dropped, where the policy weighs experts (`Marginal`); else empty.
     """
 
     expert: int
@@ -45,6 +51,7 @@ class ExpertNote:
     tokens: int
     saved_us: float
     saved_mj: float
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +65,7 @@ class Explanation:
         gate_mass_lost: Share of the row's own top-k gate mass.
         active_before, active: Experts awake in the batch.
         latency_us_before, latency_us, energy_mj_before, energy_mj: Predicted, of the layer.
+        criterion: What the policy decides by, in a sentence.
         reasons: Why, in sentences.
     """
 
@@ -71,6 +79,7 @@ class Explanation:
     latency_us: float
     energy_mj_before: float
     energy_mj: float
+    criterion: str
     reasons: tuple[str, ...]
 
 
@@ -112,6 +121,8 @@ def explain(
     scores = selection.scores[row].tolist()
     mass = sum(scores[e] for e in before)
     order = _order(selection.ranking[row], selection.indices[row])
+    decided = policy.policy_for(state) if isinstance(policy, Scheduled) else policy
+    why = _whys(decided, selection, row, before, after, role, rows=known, table=table)
     last = max((order.index(e) for e in {*before, *after}), default=-1)
     notes = [
         ExpertNote(
@@ -126,6 +137,7 @@ def explain(
             tokens=int(got.counts[e]),
             saved_us=saved[0][e],
             saved_mj=saved[1][e],
+            why=why.get(e, ""),
         )
         for rank, e in enumerate(order[: last + 1], start=1)
     ]
@@ -140,8 +152,35 @@ def explain(
         latency_us=float(got.predicted.latency_us),
         energy_mj_before=float(plain.predicted.energy_mj),
         energy_mj=float(got.predicted.energy_mj),
-        reasons=tuple(_reasons(notes, role, policy)),
+        criterion=_criterion(decided),
+        reasons=tuple(_reasons(notes, role, decided)),
     )
+
+
+def _criterion(policy: Policy) -> str:
+    """The policy's name, and what its docstring begins with."""
+    says = (inspect.getdoc(policy) or "").partition("\n")[0]
+    return f"{type(policy).__name__}: {says}"
+
+
+def _whys(
+    policy: Policy,
+    plain: Selection,
+    row: int,
+    before: Collection[int],
+    after: Collection[int],
+    role: str,
+    *,
+    rows: Rows,
+    table: CostTable,
+) -> dict[int, str]:
+    """Why each expert that the row had before was kept or dropped, where the policy weighs them."""
+    if not isinstance(policy, Marginal) or policy.neutral:
+        return {}
+    if role != "decode" and not policy.prefill:
+        return {}
+    reasons = MarginalReasons(policy, plain, rows=rows, table=table)
+    return {e: reasons.why(row, e, kept=e in after) for e in before}
 
 
 def _role(rows: Rows, row: int) -> str:
@@ -182,6 +221,11 @@ def _reasons(notes: list[ExpertNote], role: str, policy: Policy) -> list[str]:
     if role == "padding":
         return ["The row is padding: it uses no expert and influences nobody."]
     moved = [note for note in notes if note.fate in ("dropped", "refilled")]
+    kept = [
+        f"Expert {note.expert} (rank {note.rank}) was kept: {note.why}."
+        for note in notes
+        if note.fate == "kept" and note.why
+    ]
     if not moved:
         found = [f"{name} left the row its own top-k."]
         if role != "decode":
@@ -190,8 +234,11 @@ def _reasons(notes: list[ExpertNote], role: str, policy: Policy) -> list[str]:
                 f"The row {what}: what else is in the batch may not decide for it, as that could "
                 "be a later token of its own sequence."
             )
-        return found
-    return [_dropped(note) if note.fate == "dropped" else _refilled(note) for note in moved]
+        return found + kept
+    return [
+        *(_dropped(note) if note.fate == "dropped" else _refilled(note) for note in moved),
+        *kept,
+    ]
 
 
 def _dropped(note: ExpertNote) -> str:
@@ -199,7 +246,7 @@ def _dropped(note: ExpertNote) -> str:
     return (
         f"Expert {note.expert} (rank {note.rank}, {note.share or 0.0:.1%} of the row's gate mass) "
         f"was dropped; {_loads(note)}, {end}: {note.saved_us:.2f} µs and {note.saved_mj:.3f} mJ "
-        "less."
+        f"less{f' ({note.why})' if note.why else ''}."
     )
 
 

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from costprof.core.errors import InputError
 
+_MOST = 100.0
+"""Of skew and spread: logits stay finite in any type."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
@@ -36,8 +39,8 @@ class Workload:
 
     def __post_init__(self) -> None:
         for name, good in (
-            ("skew", math.isfinite(self.skew) and self.skew >= 0),
-            ("spread", math.isfinite(self.spread) and self.spread >= 0),
+            ("skew", 0 <= self.skew <= _MOST),
+            ("spread", 0 <= self.spread <= _MOST),
             ("topics", self.topics >= 1),
             ("topic_share", 0 <= self.topic_share <= 1),
         ):
@@ -45,7 +48,8 @@ class Workload:
                 raise InputError(
                     f"{name} is {getattr(self, name)}",
                     "no batch was made",
-                    "use skew and spread of at least 0, topics of at least 1, topic_share in 0 … 1",
+                    f"use skew and spread in 0 … {_MOST:g}, topics of at least 1, "
+                    "topic_share in 0 … 1",
                 )
 
     def router(self, n_experts: int, d_model: int, generator: torch.Generator) -> Tensor:

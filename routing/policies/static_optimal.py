@@ -74,21 +74,24 @@ def static_optimal(
     gate: Gate,
     mass_lost: float,
     objective: Objective | None = None,
+    rows: Sequence[Rows] | None = None,
 ) -> StaticSet:
     """Return the set of experts that serves `batches` at least cost, within a bound on mass lost.
 
     What a fixed set can do for a workload known in advance, and so a mark for policies that decide
     as they go. Experts are closed one by one, each time the one with the least gate mass (of plain
-    top-k, over all rows) per cost it adds to the batches as they are routed then; of the sets met
-    on the way within the bound the cheapest is taken. The best of all 2^E sets can be cheaper.
+    top-k, over all real rows) per cost it adds to the batches as they are routed then; of the sets
+    met on the way within the bound the cheapest is taken. The best of all 2^E sets can be cheaper.
 
     Args:
-        batches: Router logits [T, E] of each batch of the workload; every row is real.
-        mass_lost: Share of all rows' gate mass that may be lost, in [0, 1].
+        batches: Router logits [T, E] of each batch of the workload.
+        mass_lost: Share of all real rows' gate mass that may be lost, in [0, 1].
         objective: The cost, by default latency.
+        rows: What the rows of each batch are; None: all are real. A row that is not finite keeps
+            its top-k and has no mass.
 
     Raises:
-        InputError: no batches, or a bound outside its range.
+        InputError: no batches or no real rows, rows of other batches, or a bound outside its range.
         TableError: the table does not price the objective.
     """
     check_number("mass_lost", mass_lost, 0.0, 1.0, consequence="no set was chosen")
@@ -98,14 +101,21 @@ def static_optimal(
     goal.check(table)
     chosen = [select(logits, gate) for logits in batches]
     n_experts = table.n_experts
-    masses = [sum_by_expert(each.indices, gate_shares(each), n_experts) for each in chosen]
+    real = _real_rows(batches, rows)
+    able = [finite_rows(each, mine) for each, mine in zip(chosen, real, strict=True)]
+    n_rows = sum(int(mine.sum()) for mine in able)
+    if n_rows == 0:
+        raise InputError("no batch has a real row", "no set was chosen", "record some logits")
+    masses = [
+        sum_by_expert(each.indices, gate_shares(each).masked_fill(~mine, 0), n_experts)
+        for each, mine in zip(chosen, (mine.unsqueeze(-1) for mine in able), strict=True)
+    ]
     mass = torch.stack(masses).sum(0)
-    whole = [_counts(each, n_experts) for each in chosen]
+    whole = [_counts(each, mine, n_experts) for each, mine in zip(chosen, real, strict=True)]
     closed = torch.zeros(n_experts, dtype=torch.bool, device=mass.device)
-    rows = sum(each.indices.shape[0] for each in chosen)
-    bound = mass_lost * rows * ONE
-    best, least_cost = closed, float(len(batches))
+    bound = mass_lost * n_rows * ONE
     counts = whole
+    best, least_cost = closed, _cost(whole, whole, table, goal)
     for _ in range(n_experts - gate.top_k):
         adds = torch.stack([goal.experts(each, table) for each in counts]).sum(0)
         too_much = (mass + mass[closed].sum()).double() > bound
@@ -113,12 +123,9 @@ def static_optimal(
         if not bool(torch.isfinite(price).any()):
             break
         closed = closed | (torch.arange(n_experts, device=mass.device) == price.argmin())
-        moved = [close(each, closed, _all(each), gate) for each in chosen]
-        counts = [_counts(each, n_experts) for each in moved]
-        costs = [
-            goal.layer(each, table, plain=plain) for each, plain in zip(counts, whole, strict=True)
-        ]
-        cost = float(torch.stack(costs).sum())
+        moved = [close(each, closed, mine, gate) for each, mine in zip(chosen, able, strict=True)]
+        counts = [_counts(each, mine, n_experts) for each, mine in zip(moved, real, strict=True)]
+        cost = _cost(counts, whole, table, goal)
         if cost <= least_cost:
             best, least_cost = closed, cost
     if not bool(best.any()):
@@ -126,9 +133,24 @@ def static_optimal(
     return StaticSet(kept=tuple((~best).nonzero().flatten().tolist()))
 
 
-def _all(selection: Selection) -> Tensor:
-    return selection.scores.isfinite().all(dim=-1)
+def _real_rows(batches: Sequence[Tensor], rows: Sequence[Rows] | None) -> list[Tensor]:
+    """Which rows of each batch are real, [T] bool."""
+    if rows is None:
+        return [torch.ones(len(each), dtype=torch.bool, device=each.device) for each in batches]
+    if [len(each.real) for each in rows] != [len(each) for each in batches]:
+        raise InputError(
+            "rows do not describe the batches", "no set was chosen", "describe each row once"
+        )
+    return [each.real for each in rows]
 
 
-def _counts(selection: Selection, n_experts: int) -> Tensor:
-    return sum_by_expert(selection.indices, selection.used, n_experts)
+def _cost(
+    counts: Sequence[Tensor], whole: Sequence[Tensor], table: CostTable, goal: Objective
+) -> float:
+    """Cost of all batches of `counts` [E], each as a share of that of its `whole` [E]."""
+    pairs = zip(counts, whole, strict=True)
+    return float(torch.stack([goal.layer(each, table, plain=plain) for each, plain in pairs]).sum())
+
+
+def _counts(selection: Selection, real: Tensor, n_experts: int) -> Tensor:
+    return sum_by_expert(selection.indices, selection.used & real.unsqueeze(-1), n_experts)

@@ -6,16 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
-from costprof.routing import POLICIES, Objective
-from costprof.routing.contract import Policy
+from costprof.routing import POLICIES, Objective, Scheduled, TopK
+from costprof.routing.contract import Policy, Stage
 
 VARIABLE = "COSTPROF_ROUTING_CONFIG"
 _SHIPPED = "shipped:"
-_KEYS = {"table", "moe", "allow_device_mismatch", "policy", "parameters"}
+_KEYS = {"table", "moe", "allow_device_mismatch", "policy", "parameters", "by_stage"}
+_OF_POLICY = {"policy", "parameters"}
+_STAGES = get_args(Stage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +37,11 @@ def read_config(environment: Mapping[str, str]) -> ServingConfig | None:
     """Return the configuration `COSTPROF_ROUTING_CONFIG` names; None where it is not set.
 
     The file is a JSON object: `table`, the path of a cost table or `shipped:<model>`; `moe`, which
-    of its MoEs; `allow_device_mismatch`; `policy`, the name of a policy, in small letters, or
-    null; `parameters`, the policy's, an objective as an object of its weights. A relative path is
-    relative to the file.
+    of the MoEs at a path; `allow_device_mismatch`, true or false; `policy`, the name of a policy,
+    in small letters, or null; `parameters`, the policy's, an objective as an object of its weights.
+    Instead of the last two `by_stage` may have an object of both for each of the stages cool, warm,
+    hot and critical; one left out is routed as the stage before, and cool cannot be left out. A
+    relative path is relative to the file.
 
     Raises:
         InputError: no such file, no JSON object, or something unknown in it.
@@ -62,7 +66,9 @@ def read_config(environment: Mapping[str, str]) -> ServingConfig | None:
         )
     return ServingConfig(
         table=_table(read, Path(path).parent),
-        policy=policy_named(read.get("policy"), read.get("parameters") or {}),
+        policy=_scheduled(read)
+        if "by_stage" in read
+        else policy_named(read.get("policy"), read.get("parameters") or {}),
     )
 
 
@@ -99,6 +105,29 @@ def policy_named(name: str | None, parameters: Mapping[str, Any]) -> Policy | No
     return policy
 
 
+def _scheduled(read: Mapping[str, Any]) -> Policy:
+    stages = read["by_stage"]
+    if (
+        not isinstance(stages, dict)
+        or "cool" not in stages
+        or set(stages) - set(_STAGES)
+        or not all(isinstance(each, dict) and set(each) <= _OF_POLICY for each in stages.values())
+        or not _OF_POLICY.isdisjoint(read)
+    ):
+        raise InputError(
+            f"by_stage is {json.dumps(stages)}"
+            + ("" if _OF_POLICY.isdisjoint(read) else ", beside a policy for all stages"),
+            "nothing is observed or routed",
+            'write it as {"cool": {"policy": "topk"}, "hot": {"policy": "oea", "parameters": '
+            f'{{"k0": 2}}}}}}, of {", ".join(_STAGES)}',
+        )
+    policies = {
+        stage: policy_named(each.get("policy"), each.get("parameters") or {}) or TopK()
+        for stage, each in stages.items()
+    }
+    return Scheduled.by_stage(**policies)
+
+
 def _parameter(name: str, value: Any) -> Any:
     """What JSON has a list or an object for, as a policy takes it."""
     if name == "objective":
@@ -114,10 +143,19 @@ def _parameter(name: str, value: Any) -> Any:
 
 def _table(read: Mapping[str, Any], folder: Path) -> CostTable:
     name: str = read["table"]
-    if name.startswith(_SHIPPED):
-        return CostTable.shipped(name.removeprefix(_SHIPPED))
-    return CostTable.load(
-        folder / name,
-        moe=read.get("moe"),
-        allow_device_mismatch=bool(read.get("allow_device_mismatch")),
-    )
+    allow, moe = read.get("allow_device_mismatch", False), read.get("moe")
+    if not isinstance(allow, bool) or not isinstance(moe, str | None):
+        raise InputError(
+            f"allow_device_mismatch is {json.dumps(allow)} and moe {json.dumps(moe)}",
+            "nothing is observed or routed",
+            "write true or false for the one and a name for the other, or leave them out",
+        )
+    if not name.startswith(_SHIPPED):
+        return CostTable.load(folder / name, moe=moe, allow_device_mismatch=allow)
+    if moe is not None:
+        raise InputError(
+            f"{name!r} names its MoE, and moe is {moe!r}",
+            "nothing is observed or routed",
+            f"leave moe out, or name {_SHIPPED + moe!r} instead",
+        )
+    return CostTable.shipped(name.removeprefix(_SHIPPED))

@@ -1,7 +1,7 @@
 """One MoE layer inside a server: routed by a policy or only watched, priced inside CUDA graphs.
 
-A server replays CUDA graphs, in which no Python runs: whatever is counted is counted by tensor
-operations on buffers that stay where they are, and read when somebody asks.
+A server replays CUDA graphs, in which no Python runs: whatever is counted or remembered is so by
+tensor operations on buffers that stay where they are, and read when somebody asks.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
-from costprof.routing import Gate, Rows, route
-from costprof.routing.contract import Policy
+from costprof.routing import Gate, Rows, Scheduled, route
+from costprof.routing.contract import Policy, SystemState
 from costprof.routing.gate import select
+from costprof.runtime.integrations import graphs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,13 +69,19 @@ class ServedLayer:
     """
 
     def __init__(
-        self, number: int, table: CostTable, policy: Policy | None, read_step: ReadStep
+        self,
+        number: int,
+        table: CostTable,
+        policy: Policy | None,
+        read_step: ReadStep,
+        read_state: Callable[[], SystemState] = SystemState,
     ) -> None:
         """Route or watch layer `number`; `policy` None is plain top-k."""
         self.number = number
         self.table = table
         self.policy = policy
         self._read_step = read_step
+        self._read_state = read_state
         self._history: Any = None
         self._sums: Tensor | None = None
 
@@ -84,9 +91,15 @@ class ServedLayer:
         """Return weights and expert ids.
 
         Raises:
-            InputError: the layer is not the table's.
+            InputError: the layer is not the table's, or its policy cannot be captured in a graph.
         """
         self.check(gating_output.shape[-1], topk)
+        if isinstance(self.policy, Scheduled) and graphs.is_captured(gating_output):
+            raise InputError(
+                "a CUDA graph is captured, and replays would keep the policy of this stage",
+                "the policy could not follow the machine",
+                "run the server without CUDA graphs, or name one policy for all stages",
+            )
         step = self._read_step(gating_output)
         gate = Gate(top_k=topk, renormalise=renormalize)
         if self.policy is None or self.policy.neutral:
@@ -100,9 +113,10 @@ class ServedLayer:
             gate=gate,
             policy=self.policy,
             rows=rows,
+            state=self._read_state(),
             history=self._history,
         )
-        self._history = routed.history
+        self._history = graphs.lasting(self._history, routed.history)
         self._add(routed.indices, select(gating_output, gate).indices, step.real)
         return routed.weights, routed.indices.to(torch.int32)
 
@@ -163,12 +177,17 @@ class ServedLayer:
 
 
 class ServedLayers:
-    """The layers of one process, in the order they came."""
+    """The layers of one process, in the order they came.
+
+    Attributes:
+        state: What a policy that follows the machine is told of it, from the next call on.
+    """
 
     def __init__(self, table: CostTable, policy: Policy | None, read_step: ReadStep) -> None:
         """Make layers with this table and policy."""
         self.table = table
         self.policy = policy
+        self.state = SystemState()
         self._read_step = read_step
         self._layers: dict[object, ServedLayer] = {}
 
@@ -177,7 +196,9 @@ class ServedLayers:
         number = len(self._layers)
         return self._layers.setdefault(
             ("new", number) if key is None else key,
-            ServedLayer(number, self.table, self.policy, self._read_step),
+            ServedLayer(
+                number, self.table, self.policy, self._read_step, read_state=lambda: self.state
+            ),
         )
 
     def totals(self) -> list[LayerTotals]:

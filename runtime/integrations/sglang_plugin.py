@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from costprof.core.errors import InputError
+from costprof.routing.contract import SystemState
 from costprof.runtime.integrations.config import read_config
+from costprof.runtime.integrations.graphs import is_captured
 from costprof.runtime.integrations.serving import UNKNOWN, LayerTotals, ServedLayers, Step
 
 TOPK_INIT = "sglang.srt.layers.moe.topk.TopK.__init__"
@@ -52,6 +54,12 @@ def register() -> None:
 def totals() -> list[LayerTotals]:
     """Return what the layers of this process have summed up."""
     return [each for served in _served for each in served.totals()]
+
+
+def set_state(state: SystemState) -> None:
+    """Tell the layers of this process what the machine is doing, for a policy `by_stage`."""
+    for served in _served:
+        served.state = state
 
 
 class Hooks:
@@ -127,7 +135,7 @@ def step_of(context: Any, logits: Tensor) -> Step:
     is_decode = bool(batch.forward_mode.is_decode())
     real_rows = lent()
     if real_rows is None:
-        capturing = logits.is_cuda and torch.cuda.is_current_stream_capturing()
+        capturing = is_captured(logits)
         whole = logits.shape[0] == batch.batch_size
         return Step(is_decode=is_decode and whole and not capturing)
     real = torch.arange(logits.shape[0], device=logits.device) < real_rows

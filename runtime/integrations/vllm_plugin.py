@@ -14,11 +14,12 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from costprof.core.errors import InputError
+from costprof.routing.contract import SystemState
 from costprof.runtime.integrations.config import read_config
+from costprof.runtime.integrations.graphs import is_captured
 from costprof.runtime.integrations.serving import UNKNOWN, LayerTotals, ServedLayers, Step
 
 _served: list[ServedLayers] = []
@@ -45,6 +46,12 @@ def register() -> None:
 def totals() -> list[LayerTotals]:
     """Return what the layers of this process have summed up; for `LLM.apply_model` and the like."""
     return [each for served in _served for each in served.totals()]
+
+
+def set_state(state: SystemState) -> None:
+    """Tell the layers of this process what the machine is doing, for a policy `by_stage`."""
+    for served in _served:
+        served.state = state
 
 
 def routed_by(create: Callable[..., Any], served: ServedLayers) -> Callable[..., Any]:
@@ -98,7 +105,7 @@ def step_of(context: Any, logits: Tensor) -> Step:
     if isinstance(metadata, Mapping):
         metadata = next(iter(metadata.values()), None)
     is_decode = getattr(metadata, "max_query_len", 0) == 1
-    if logits.is_cuda and torch.cuda.is_current_stream_capturing():
+    if is_captured(logits):
         is_decode = is_decode and bool(getattr(context.batch_descriptor, "uniform", False))
     return Step(real=~padding, is_decode=is_decode)
 

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 
 from costprof.core.device import DeviceFingerprint, detect_device, software_versions
 from costprof.core.expert import ExpertClass, Kernel
+from costprof.costmodel.compatibility import TableDriftWarning
 from costprof.costmodel.manifest import Manifest, MoeSpec
 from costprof.costmodel.rows import TableRow, rows_table
 from costprof.costmodel.table import CostTable, write_table
-from costprof.routing import OEA, POLICIES, CachePrior, Gate, Rows, route
+from costprof.routing import OEA, POLICIES, CachePrior, Gate, Marginal, Rows, TopK, route
 
 
 def make_table(path: Path, d_model: int = 64, d_ff: int = 64, device: str = "") -> Path:
@@ -115,7 +116,7 @@ def test_a_layer_larger_than_memory_is_refused_before_it_is_built(
     huge = make_table(tmp_path / "huge.parquet", d_model=2**17, d_ff=2**17)
     done = costprof(huge, "--tokens", "1", "--batches", "1", "--no-adapt")
     assert done.returncode == 2
-    assert "GiB of memory are free; it was not run; use --no-measure" in done.stderr
+    assert "GiB of memory are free; nothing was run; use --no-measure" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -151,6 +152,18 @@ def test_a_layer_larger_than_memory_is_refused_before_it_is_built(
         ),
         (("--trace", "none.npz"), "none.npz is no file; no trace was read; name a recorded trace"),
         (("--skew", "-1"), "skew is -1.0; no batch was made"),
+        (
+            ("--skew", "1e308"),
+            "skew is 1e+308; no batch was made; use skew and spread in 0 … 100",
+        ),
+        (("--tokens", "9" * 23), " rows; nothing was routed; ask for at most 1048576 rows"),
+        (("--tokens", "1000000"), "8 made-up batches of 1000000 tokens are 8000000 rows; nothing"),
+        (("--batches", "9" * 11), "; nothing was routed; ask for at most 1048576 rows"),
+        (("--gate", "k=1"), "--gate k=1 cannot be read; nothing was routed; set one of score, "),
+        (("--gate", "renormalise=1"), "--gate renormalise=1 cannot be read; nothing was routed"),
+        (("--gate", "bias=1"), "--gate bias=1 cannot be read; nothing was routed"),
+        (("--gate", "score=relu"), "score 'relu' is unknown; the gate cannot be built"),
+        (("--gate", "n_group=3"), "16 experts in 3 groups"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -304,11 +317,111 @@ def test_a_token_is_explained(
     taken = {each["expert"] for each in found["experts"] if each["weight"] > 0}
     assert taken == set(got.indices[2].tolist())
     assert found["latency_us"] == pytest.approx(float(got.predicted.latency_us))
+    for wrong in (("--step", "100000000", "--tokens", "1"), ("--tokens", "9" * 23)):
+        refused = explain(table, *wrong)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert "rows; nothing was routed; ask for at most 1048576 rows" in refused.stderr
     for wrong, message in (
         (("--token", "6"), "row 6 of 6; nothing was explained"),
         (("--step", "2"), "step 2 of 2; nothing was explained; use 0 … 1"),
         (("--step", "-1"), "--step is -1; nothing was explained"),
+        (("--seed", "9" * 23), "nothing was explained; use 0 … 2^63 - 1"),
+        (("--gate", "k=1"), "--gate k=1 cannot be read"),
     ):
         refused = explain(table, "--trace", trace, *wrong)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert message in refused.stderr
+
+
+def test_padding_decides_nothing_of_what_is_left_open(
+    costprof: Run, table: Path, tmp_path: Path
+) -> None:
+    logits = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(0)) * 2
+    junk = torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(1)) * 2
+    real = (torch.arange(20) < 8).expand(3, 20).contiguous()
+    traces = {
+        "plain": {"logits": logits},
+        "padded": {"logits": torch.cat([logits, junk], 1), "real": real},
+        "nan": {"logits": torch.cat([logits, junk * torch.nan], 1), "real": real},
+    }
+    for policy in ("budget", "static_optimal"):
+        found = []
+        for name, tensors in traces.items():
+            trace = tmp_path / f"{name}.safetensors"
+            save_file(tensors, trace)
+            done = costprof(table, "--trace", trace, "--policy", policy, "--json")
+            assert done.returncode == 0, done.stderr
+            result = json.loads(done.stdout)
+            found.append((result["parameters"], result["variants"][1]["gate_mass_lost"]))
+        assert found[0] == found[1] == found[2]
+
+
+@pytest.fixture
+def deepseek(costprof: Run) -> Run:
+    """Return a runner of `costprof route --moe DeepSeek-V3`, on shipped predictions."""
+    return lambda *arguments: costprof("--moe", "DeepSeek-V3", "--json", *arguments)
+
+
+def test_a_trace_brings_its_gate(deepseek: Run, tmp_path: Path) -> None:
+    """DeepSeek-V3 chooses by sigmoids plus a bias, in groups: no softmax has its experts."""
+    logits = torch.randn(2, 32, 256, generator=torch.Generator().manual_seed(0))
+    bias = torch.randn(256, generator=torch.Generator().manual_seed(1)) * 0.1
+    gate = Gate(top_k=8, score="sigmoid", bias=bias, n_group=8, topk_group=4, scaling=2.5)
+    trace = tmp_path / "t.safetensors"
+    save_file({"logits": logits, "gate.bias": bias}, trace)
+    done = deepseek("--trace", trace)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    plain, marginal = result["variants"]
+    with pytest.warns(TableDriftWarning):
+        prices = CostTable.shipped("DeepSeek-V3")
+    for variant, policy in ((plain, TopK()), (marginal, Marginal(lam=0.02))):
+        got = [route(each, table=prices, gate=gate, policy=policy) for each in logits]
+        active = sum(int(each.counts.count_nonzero()) for each in got) / 2
+        assert variant["active_experts"] == pytest.approx(active)
+        lost = sum(float(each.gate_mass_lost.mean()) for each in got) / 2
+        assert variant["gate_mass_lost"] == pytest.approx(lost)
+    assert result["gate"] == {
+        "score": "sigmoid",
+        "renormalise": True,
+        "scaling": 2.5,
+        "n_group": 8,
+        "topk_group": 4,
+        "group_top": 2,
+        "biased": True,
+    }
+    # What the trace says goes before the model, and --gate before both.
+    save_file({"logits": logits, "gate.bias": bias, "gate.n_group": torch.tensor(16)}, trace)
+    said = json.loads(deepseek("--trace", trace, "--gate", "topk_group=5").stdout)["gate"]
+    assert (said["n_group"], said["topk_group"]) == (16, 5)
+
+
+def test_a_biased_gate_is_not_made_up_for_a_trace(deepseek: Run, tmp_path: Path) -> None:
+    trace = tmp_path / "t.npz"
+    np.savez(trace, logits=np.zeros((4, 256), dtype=np.float32))
+    refused = deepseek("--trace", trace)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "DeepSeek-V3 chooses experts by scores plus a bias, and the trace has" in refused.stderr
+    assert "record it as gate.bias [256]" in refused.stderr
+    save = {"logits": np.zeros((4, 256), dtype=np.float32), "gate.top_k": np.int64(6)}
+    np.savez(trace, **save)
+    refused = deepseek("--trace", trace)
+    assert "the trace is of a top-6 gate, the table of a top-8 one; nothing" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("moe", "gate"),
+    [
+        ("DeepSeek-V3", {"score": "sigmoid", "n_group": 8, "topk_group": 4, "renormalise": True}),
+        ("OLMoE-1B-7B", {"score": "softmax", "n_group": 1, "renormalise": False}),
+        ("Mixtral-8x7B", {"score": "softmax", "n_group": 1, "renormalise": True}),
+    ],
+)
+def test_made_up_batches_are_routed_as_the_model_would(
+    costprof: Run, moe: str, gate: dict[str, Any]
+) -> None:
+    done = costprof("--moe", moe, "--no-adapt", "--batches", "1", "--tokens", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert gate.items() <= said["gate"].items()
+    assert any(f"{gate['score']} gate" in note for note in said["notes"])

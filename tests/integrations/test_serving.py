@@ -16,16 +16,19 @@ import pytest
 import torch
 from tiny_moes import flat_table
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from costprof.core.errors import InputError
 from costprof.costmodel.table import write_table
-from costprof.routing import Gate, Marginal, TopK
+from costprof.routing import CachePrior, Gate, Marginal, Prune, Scheduled, StatisticalBalance, TopK
+from costprof.routing.contract import Policy, Stage, SystemState
 from costprof.routing.gate import select
-from costprof.runtime.integrations import sglang_plugin, vllm_plugin
+from costprof.runtime.integrations import graphs, sglang_plugin, vllm_plugin
 from costprof.runtime.integrations.config import VARIABLE, read_config
 from costprof.runtime.integrations.serving import ServedLayer, ServedLayers, Step
 
 STRONG = Marginal(lam=5.0, q=0.3)
+TABLE = "shipped:Qwen3-30B-A3B"
 NAMES = json.loads((Path(__file__).parent / "serving_interfaces.json").read_text())
 
 
@@ -110,6 +113,45 @@ def test_observing_ignores_ids_that_are_no_expert() -> None:
     totals = layer.totals()
     assert (totals.steps, totals.active_experts) == (1, 4.0)
     assert totals.latency_us == pytest.approx(2 * (50 + 2 * 0.5) + 2 * (50 + 0.5))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        StatisticalBalance(rate=0.05, max_bias=1.0),
+        CachePrior(lam=2.0),
+        Prune(share=0.5),
+        Scheduled.by_stage(cool=CachePrior(lam=2.0)),
+    ],
+)
+def test_a_captured_graph_carries_history_on(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replay runs no Python: what it remembers must be where it was captured."""
+    # On a CPU a table checks counts by their values, which no trace has.
+    monkeypatch.setattr(ServedLayer, "_add", lambda *_: None)
+    eager, captured = (ServedLayer(0, flat_table(), policy, decode()) for _ in range(2))
+    batches = [torch.randn(8, 16, generator=torch.Generator().manual_seed(s)) for s in range(12)]
+    for layer in (eager, captured):
+        call(layer, batches[0])
+    graph = make_fx(lambda logits: call(captured, logits))(batches[1])
+    # Tracing ran the batch once, and left its history behind: as warming up does.
+    call(eager, batches[1])
+    moved = 0
+    for logits in batches[1:]:
+        weights, ids = graph(logits)
+        want_weights, want_ids = call(eager, logits)
+        assert torch.equal(ids, want_ids)
+        assert torch.equal(weights, want_weights)
+        moved += not torch.equal(ids, select(logits, Gate(top_k=4)).indices.int())
+    assert moved > len(batches) // 2
+
+
+def test_a_history_is_not_begun_inside_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = ServedLayer(0, flat_table(), CachePrior(lam=2.0), decode())
+    monkeypatch.setattr(graphs, "is_captured", lambda _: True)
+    with pytest.raises(InputError, match="captured of a layer that was never called"):
+        call(layer, logits_of(8))
 
 
 @pytest.mark.parametrize(("shape", "topk"), [(8, 4), (16, 2)])
@@ -309,6 +351,43 @@ def test_configuration_from_a_file(table_path: Path) -> None:
     assert read_config({}) is None
 
 
+@pytest.mark.parametrize("plugin", [vllm_plugin, sglang_plugin])
+def test_a_policy_follows_the_stage_it_is_told(
+    table_path: Path, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strong = {"policy": "marginal", "parameters": {"lam": 5.0, "q": 0.3}}
+    read = read_config(
+        config(
+            table_path.parent,
+            table=table_path.name,
+            allow_device_mismatch=True,
+            by_stage={"cool": {"policy": "topk"}, "hot": strong},
+        )
+    )
+    assert read is not None
+    served = ServedLayers(read.table, read.policy, decode())
+    monkeypatch.setattr(plugin, "_served", [served])
+    layer, logits = served.layer(), logits_of(6)
+    fewer = call(ServedLayer(0, read.table, STRONG, decode()), logits)
+    plain = call(ServedLayer(0, read.table, None, decode()), logits)
+    stages: tuple[tuple[Stage, Any], ...] = (
+        ("cool", plain),
+        ("warm", plain),
+        ("hot", fewer),
+        ("critical", fewer),
+        ("cool", plain),
+    )
+    for stage, want in stages:
+        plugin.set_state(SystemState(stage=stage))
+        for got, each in zip(call(layer, logits), want, strict=True):
+            assert torch.equal(got, each)
+    monkeypatch.setattr(graphs, "is_captured", lambda _: True)
+    with pytest.raises(
+        InputError, match=r"would keep the policy of this stage; .*; run the server"
+    ):
+        call(layer, logits)
+
+
 def test_shipped_predictions_can_be_named(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="predictions for NVIDIA H200"):
         read = read_config(config(tmp_path, table="shipped:Qwen3-30B-A3B"))
@@ -316,11 +395,32 @@ def test_shipped_predictions_can_be_named(tmp_path: Path) -> None:
     assert read.table.n_experts == 128
 
 
+@pytest.mark.filterwarnings("ignore:.*predictions for NVIDIA H200")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({}, "is not an object with a table"),
         ({"table": "t", "tabel": 1}, "is not an object with a table"),
+        ({"table": "t", "allow_device_mismatch": "false"}, 'allow_device_mismatch is "false" and'),
+        ({"table": "t", "allow_device_mismatch": 1}, "allow_device_mismatch is 1 and moe null"),
+        (
+            {"table": TABLE, "by_stage": {"hot": {"policy": "topk"}}},
+            r'by_stage is {"hot": .*; write',
+        ),
+        ({"table": TABLE, "by_stage": {"cool": {}, "tepid": {}}}, "of cool, warm, hot, critical"),
+        ({"table": TABLE, "by_stage": {"cool": "topk"}}, 'by_stage is {"cool": "topk"}; nothing'),
+        ({"table": TABLE, "by_stage": {"cool": {"lam": 1}}}, 'by_stage is {"cool": {"lam": 1}}'),
+        ({"table": TABLE, "by_stage": []}, r"by_stage is \[\]; nothing is observed or routed"),
+        (
+            {"table": TABLE, "by_stage": {"cool": {}}, "policy": "topk"},
+            "beside a policy for all stages",
+        ),
+        ({"table": TABLE, "by_stage": {"cool": {"policy": "x"}}}, "there is no policy 'x'"),
+        ({"table": "t", "moe": ["x"]}, r'and moe \["x"\]; nothing is observed or routed; write'),
+        (
+            {"table": "shipped:Qwen3-30B-A3B", "moe": "DeepSeek-V3"},
+            "names its MoE, and moe is 'DeepSeek-V3'; .* name 'shipped:DeepSeek-V3' instead",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_refused(

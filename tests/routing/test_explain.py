@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
-from costprof.routing import OEA, Gate, Rows, TopK, route
-from costprof.routing.explain import explain
+from costprof.routing import OEA, Gate, Marginal, Rows, Scheduled, TopK, route
+from costprof.routing.contract import SystemState
+from costprof.routing.explain import ExpertNote, explain
 
 E, K, T = 16, 4, 6
 GATE = Gate(top_k=K)
@@ -102,6 +104,85 @@ def test_plain_top_k_needs_no_reason(table: CostTable, logits: torch.Tensor) -> 
     found = explain(logits, 0, table=table, gate=GATE, policy=TopK())
     assert found.reasons == ("TopK left the row its own top-k.",)
     assert all(note.fate == "kept" for note in found.experts)
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.6])
+@pytest.mark.parametrize("q", [0.85, 0.6])
+@pytest.mark.parametrize("lam", [0.0, 0.02, 0.2])
+def test_marginal_says_what_let_an_expert_go_and_what_kept_it(
+    make_table: Callable[..., CostTable], lam: float, q: float, budget: float
+) -> None:
+    """Each reason is tried: what it names is taken away, or counted."""
+    flat = make_table([(100.0, 1.0, 2.0)] * 32, K)
+    logits = torch.randn(8, 32, generator=torch.Generator().manual_seed(1)) * 1.5
+    policy = Marginal(lam=lam, q=q, budget=budget)
+    if policy.neutral:
+        assert not any(each.why for each in explain_all(logits, flat, policy))
+        return
+    plain = route(logits, table=flat, gate=GATE)
+    first, uses = plain.indices[:, 0].tolist(), plain.indices.tolist()
+    free = route(logits, table=flat, gate=GATE, policy=Marginal(lam=lam, q=0.0, budget=budget))
+    seen = set()
+    for note in explain_all(logits, flat, policy):
+        said = re.search(r"harm (\S+), saving (\S+)% of .*, harm / saving (\S+), lam", note.why)
+        assert said is not None
+        harm, saving, price = map(float, said.groups())
+        assert harm / (saving / 100) == pytest.approx(price, rel=0.1)
+        if note.fate == "dropped":
+            assert price <= lam * 1.05 or "it went for the budget" in note.why
+            continue
+        assert note.fate == "kept"
+        if "have it first" in note.why:
+            assert f" {first.count(note.expert)} have it first" in note.why
+        elif "more harm than lam allows" in note.why:
+            assert price >= lam * 0.95
+            assert ("budget is met" in note.why) is (budget < 1.0)
+        else:
+            assert "which q forbids" in note.why
+            assert free.counts[note.expert] == 0 or budget < 1.0
+        assert any(note.expert in row for row in uses)
+        seen.add(note.why.partition(" (")[0][-12:])
+    assert len(seen) > 1
+
+
+def explain_all(logits: torch.Tensor, table: CostTable, policy: Marginal) -> list[ExpertNote]:
+    """What each row's own experts are said to be kept or dropped for."""
+    found = [
+        explain(logits, row, table=table, gate=GATE, policy=policy) for row in range(len(logits))
+    ]
+    return [note for each in found for note in each.experts if note.share is not None]
+
+
+def test_rows_that_may_not_be_changed_keep_their_experts_awake(
+    table: CostTable, logits: torch.Tensor
+) -> None:
+    prompt = Rows(
+        real=torch.ones(T, dtype=torch.bool),
+        sequence=torch.tensor([0, 1, 2, 3, 4, 4]),
+        position=torch.zeros(T, dtype=torch.int64),
+        is_prefill=torch.tensor([False] * 4 + [True] * 2),
+    )
+    plain = route(logits, table=table, gate=GATE)
+    fixed = plain.indices[4:].flatten().tolist()
+    common = {"table": table, "gate": GATE, "policy": Marginal(lam=1.0), "rows": prompt}
+    said = [note for row in range(4) for note in explain(logits, row, **common).experts]
+    shared = [note for note in said if note.expert in fixed and note.why]
+    assert shared
+    for note in shared:
+        assert f" {fixed.count(note.expert)} may not be changed" in note.why
+    assert not any(note.why for note in explain(logits, 4, **common).experts)
+
+
+def test_reasons_are_those_of_the_policy_of_the_moment(
+    table: CostTable, logits: torch.Tensor
+) -> None:
+    policy = Scheduled.by_stage(cool=TopK(), hot=Marginal(lam=1.0))
+    cool = explain(logits, 0, table=table, gate=GATE, policy=policy)
+    hot = explain(logits, 0, table=table, gate=GATE, policy=policy, state=SystemState(stage="hot"))
+    assert cool.criterion == "TopK: Each row keeps the experts its gate ranks first."
+    assert hot.criterion == "Marginal: Trade gate mass for layer cost, priced by the table."
+    assert all(note.why in " ".join(hot.reasons) for note in hot.experts)
+    assert any(note.why for note in hot.experts)
 
 
 def test_a_row_that_is_not_there_is_refused(table: CostTable, logits: torch.Tensor) -> None:

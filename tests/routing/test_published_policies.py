@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -246,6 +247,34 @@ def test_a_static_set_prefers_cheap_experts(mixed: CostTable) -> None:
     assert policy.kept is not None
     cheap = sum(e % 2 for e in policy.kept)
     assert cheap > len(policy.kept) - cheap
+
+
+def test_padding_has_no_say_in_a_static_set(mixed: CostTable) -> None:
+    batches = [logits_of(seed) for seed in range(3)]
+    junk = torch.full((9, E), torch.nan)
+    padded = [torch.cat([each, junk]) for each in batches]
+    padded.append(10 * torch.randn(T + 9, E, generator=torch.Generator().manual_seed(7)))
+    real = torch.arange(T + 9) < T
+    rows = [replace(Rows.decode(T + 9), real=mine) for mine in (real, real, real, real & False)]
+    for bound in (0.05, 0.3):
+        alone = static_optimal(batches, table=mixed, gate=GATE, mass_lost=bound)
+        common: dict[str, Any] = {"table": mixed, "gate": GATE, "mass_lost": bound}
+        assert static_optimal(padded, **common, rows=rows) == alone
+        assert alone.kept is not None
+    with pytest.raises(InputError, match="no batch has a real row; no set was chosen"):
+        static_optimal(padded[3:], table=mixed, gate=GATE, mass_lost=0.1, rows=rows[3:])
+    with pytest.raises(InputError, match="rows do not describe the batches"):
+        static_optimal(padded, table=mixed, gate=GATE, mass_lost=0.1, rows=rows[1:])
+
+
+def test_a_row_that_is_not_finite_has_no_say_in_a_static_set(mixed: CostTable) -> None:
+    batch = logits_of(0)
+    batch[2] = torch.nan
+    policy = static_optimal([batch], table=mixed, gate=GATE, mass_lost=0.2)
+    done = route(batch, table=mixed, gate=GATE, policy=policy)
+    others = torch.arange(T) != 2
+    assert policy.kept is not None
+    assert 0 < done.gate_mass_lost[others].mean() <= 0.2 + 1e-9
 
 
 def test_an_objective_weighs_shares_of_plain_cost(mixed: CostTable) -> None:

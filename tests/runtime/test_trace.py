@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from costprof.core.errors import InputError
-from costprof.runtime.trace import load_trace
+from costprof.routing import Gate, Rows
+from costprof.runtime.trace import load_trace, write_trace
 
 S, T, E = 3, 5, 8
 
@@ -80,6 +81,19 @@ def test_one_batch_may_be_described_by_single_rows(path: Path) -> None:
             {"logits": torch.full((T, E), torch.inf)},
             r"logits of real rows of .* are not all finite; .*mark padding in `real`",
         ),
+        (
+            {"logits": torch.zeros(T, E), "gate.bias": torch.zeros(T)},
+            r"gate.bias of .* is torch.float32 \[5\]; no trace was read; .* gate.bias \[8\]",
+        ),
+        (
+            {"logits": torch.zeros(T, E), "gate.bias": torch.full((E,), torch.nan)},
+            r"gate.bias of .* is torch.float32 \[8\], not all finite; no trace was read",
+        ),
+        (
+            {"logits": torch.zeros(T, E), "gate.n_group": torch.tensor(2.0)},
+            r"gate.n_group of .* is torch.float32 \[\]; .* n_group \(int\)",
+        ),
+        ({"logits": torch.zeros(T, E), "gate.k": torch.tensor(2)}, r"gate.k of .* is torch.int64"),
     ],
 )
 def test_what_is_no_trace_is_refused(path: Path, tensors: dict[str, Any], message: str) -> None:
@@ -102,3 +116,56 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     np.savez(path, logits=np.array([{"a": 1}], dtype=object))
     with pytest.raises(InputError, match="cannot be read"):
         load_trace(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_written_is_read(path: Path, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(tokens, E, generator=generator).to(dtype) for tokens in (3, 5, 1)]
+    rows = [
+        Rows(
+            real=torch.arange(len(each)) != 1,
+            sequence=torch.arange(len(each)) + 7,
+            position=torch.full((len(each),), 9),
+            is_prefill=torch.arange(len(each)) == 0,
+        )
+        for each in logits
+    ]
+    bias = torch.randn(E, generator=generator)
+    gate = Gate(top_k=2, score="sigmoid", bias=bias, n_group=4, topk_group=2, scaling=2.5)
+    write_trace(path, logits, rows=rows, gate=gate)
+    got = load_trace(path)
+    for step, (want, known) in enumerate(zip(logits, rows, strict=True)):
+        n = len(want)
+        assert torch.equal(got.logits[step][:n], want.float())
+        assert not got.rows[step].real[n:].any()
+        for name in ("real", "sequence", "position", "is_prefill"):
+            assert torch.equal(getattr(got.rows[step], name)[:n], getattr(known, name))
+    again = Gate(**got.gate)
+    assert again.bias is not None
+    assert torch.equal(again.bias, bias)
+    for name in ("top_k", "score", "renormalise", "n_group", "topk_group", "group_top", "scaling"):
+        assert getattr(again, name) == getattr(gate, name)
+
+
+def test_nothing_is_said_that_was_not_given(path: Path) -> None:
+    write_trace(path, [torch.zeros(T, E)])
+    got = load_trace(path)
+    assert got.gate == {}
+    assert got.rows[0].lone_decode().all()
+
+
+def test_what_is_no_trace_is_not_written(path: Path, tmp_path: Path) -> None:
+    for logits, rows in (
+        ([], None),
+        ([torch.zeros(2, E), torch.zeros(2, E + 1)], None),
+        ([torch.zeros(2, E)], [Rows.decode(3)]),
+        ([torch.zeros(2, E)], [Rows.decode(2)] * 2),
+    ):
+        with pytest.raises(InputError, match="no trace was written; give"):
+            write_trace(path, logits, rows=rows)
+    with pytest.raises(InputError, match="not all finite"):
+        write_trace(path, [torch.full((2, E), torch.nan)])
+    with pytest.raises(InputError, match=r"is neither .* no trace was written"):
+        write_trace(tmp_path / "t.pt", [torch.zeros(2, E)])
+    assert not path.exists()
