@@ -31,7 +31,7 @@ def predict(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from costprof.core.files import replacing, writable_folder
+    from costprof.core.files import replacing
     from costprof.costmodel.grouped.price_table import model_of, price_by_table
     from costprof.costmodel.grouped.public import public_points, with_prices
     from costprof.costmodel.tablefile import read_table
@@ -52,7 +52,6 @@ def predict(
     began = time.monotonic()
     prices = price_by_table(public_points(table), known, file.rows)
     priced = with_prices(table, prices)
-    writable_folder(out.parent)
     with replacing(out) as temporary:
         pq.write_table(priced, temporary)
     tiers = dict(sorted(Counter(prices.tier.tolist()).items()))
