@@ -102,7 +102,7 @@ def _fault(seen: Observation) -> str:
         return f"has temperature_c {heat}"
     numbers = [seen.expert, seen.tokens] if seen.counts is None else seen.counts
     try:
-        if any(isinstance(number, bool) for number in numbers):  # type: ignore[union-attr]
+        if any(isinstance(number, bool) for number in numbers):
             return "has a count or expert that is not a whole number"
         if any(operator.index(number) < 0 for number in numbers):  # type: ignore[arg-type]
             return "has a negative count or expert"
