@@ -167,19 +167,21 @@ def _even(total: int, parts: int) -> list[int]:
 def _level(counts: Counts, change: int, limit: int) -> None:
     """Add to the smallest counts, or take from the largest, in place, until all are level."""
     step = 1 if change > 0 else -1
-    heights = counts * step
-    ordered = np.sort(heights)
-    # What it takes to bring all lower ones up to each.
-    room = ordered * np.arange(len(ordered)) - (ordered.cumsum() - ordered)
-    reached = int(np.searchsorted(room, abs(change), side="right"))
-    level, rest = divmod(abs(change) + int(ordered[:reached].sum()), reached)
     bound = limit if step > 0 else 0
+    heights = counts if step > 0 else -counts
+    ordered = heights.copy()
+    ordered.sort()
+    total = ordered.cumsum()
+    # What it takes to bring all lower ones up to each.
+    room = ordered * np.arange(1, len(ordered) + 1) - total
+    reached = int(room.searchsorted(abs(change), side="right"))
+    at = (heights <= ordered[reached - 1]).nonzero()[0]
+    level, rest = divmod(abs(change) + int(total[reached - 1]), reached)
     if level >= bound:
         level, rest = bound, 0
-    at = np.flatnonzero(heights <= ordered[reached - 1])
-    heights[at] = level
-    heights[at[:rest]] += 1
-    counts[:] = heights * step
+    counts[at] = level * step
+    if rest:
+        counts[at[:rest]] += step
 
 
 def _summary(counts: Counts) -> list[float]:
