@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from costprof.cli.console import print_json
+from costprof.cli.outputs import check_dataset, check_out
 from costprof.core.errors import InputError
 
 
@@ -22,21 +23,24 @@ def evaluate(
         str,
         typer.Option(help="token, shape, sparse:FRACTION, fewshot:POINTS or device:FROM,TO."),
     ] = "token",
-    seed: Annotated[int, typer.Option(help="Of what is drawn at random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn at random.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Write every held-out layer to this Parquet file.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Hold layers out, fit the rest, and print the errors of the model and of the baselines."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from costprof.core.files import replacing, writable_folder
+    from costprof.core.files import replacing
     from costprof.costmodel.evaluation.figures import figures_of
 
     if out is not None:
-        writable_folder(out.parent)
+        check_out(out, force=force, consequence="nothing was evaluated")
+    for dataset in datasets:
+        check_dataset(dataset, "nothing was evaluated")
     frames = _frames_with_progress(datasets, split, seed)
     if out is not None:
         with replacing(out) as temporary:

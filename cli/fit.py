@@ -38,15 +38,11 @@ def fit(
 
     With --from, the table is of a device that was hardly or never measured.
     """
-    from costprof.core.files import writable_folder
     from costprof.costmodel.tablefile import write_table
 
     check_out(out, force=force, consequence="no table was written")
     _check(dataset, source, device)
-    if out.parent.exists():
-        writable_folder(out.parent)
     fitted = _fit_with_progress(dataset, source, device)
-    writable_folder(out.parent)
     manifest = write_table(out, fitted.rows, fitted.manifest, fitted.model)
     if as_json:
         print_json({"out": str(out), "rows": fitted.rows.num_rows, **manifest.to_dict()})

@@ -31,7 +31,7 @@ def predict(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from costprof.core.files import replacing, writable_folder
+    from costprof.core.files import replacing
     from costprof.costmodel.grouped.price_table import model_of, price_by_table
     from costprof.costmodel.grouped.public import (
         doubts,
@@ -60,7 +60,6 @@ def predict(
     prices.tier[rows_of_others(table, device)] = "predicted"
     priced = with_prices(table, prices)
     notes = doubts(table, device)
-    writable_folder(out.parent)
     with replacing(out) as temporary:
         pq.write_table(priced, temporary)
     tiers = dict(sorted(Counter(prices.tier.tolist()).items()))

@@ -36,12 +36,11 @@ def report(
     ] = False,
 ) -> None:
     """Write what a dataset shows and how well it is predicted as one page for a browser."""
-    from costprof.core.files import writable_folder, write_text
+    from costprof.core.files import write_text
     from costprof.costmodel.report.page import render_page
 
     made, source = _make(dataset, frame, split, out, force)
     page = render_page(made)
-    writable_folder(out.parent)
     write_text(out, page)
     if as_json:
         print_json({"out": str(out), **source, **made.to_dict()})
@@ -67,15 +66,12 @@ def _make(
             consequence,
             "name the folder, or the file that costprof evaluate --out wrote",
         )
-    from costprof.core.files import writable_folder
     from costprof.costmodel.report.build import check_split
 
     split = "token" if split is None else split
     check_split(split)
     check_out(out, force=force, consequence=consequence)
     check_dataset(dataset, consequence)
-    if out.parent.exists():
-        writable_folder(out.parent)
     return _make_with_progress(dataset, split), {"split": split}
 
 

@@ -26,7 +26,6 @@ def calibrate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Correct a table's prices by a few observations at run time; nothing is fitted again."""
-    from costprof.core.files import writable_folder
     from costprof.costmodel.observation import read_observations
     from costprof.costmodel.table import CostTable
     from costprof.costmodel.table_calibration import CALIBRATIONS
@@ -36,7 +35,6 @@ def calibrate(
     seen = read_observations(observations)
     file = read_table(path)
     corrected = CostTable(file.rows, file.manifest, moe=moe).calibrated(seen)
-    writable_folder(out.parent)
     manifest = write_table(out, corrected.rows, corrected.manifest, file.model)
     if as_json:
         done = manifest.parameters[CALIBRATIONS][-1]

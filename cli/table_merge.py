@@ -21,7 +21,6 @@ def merge(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Put the rows of several tables of one device into one."""
-    from costprof.core.files import writable_folder
     from costprof.costmodel.table_merge import merge_tables
     from costprof.costmodel.tablefile import read_table, write_table
 
@@ -29,7 +28,6 @@ def merge(
     if len(tables) < 2:
         raise InputError("there is one table only", "nothing was merged", "name two or more")
     merged = merge_tables([read_table(path) for path in tables])
-    writable_folder(out.parent)
     manifest = write_table(out, merged.file.rows, merged.file.manifest, merged.file.model)
     if as_json:
         print_json(

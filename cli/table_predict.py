@@ -42,14 +42,12 @@ def predict(
     Every row is of tier `predicted`; `transferred`, if the model was carried from another device.
     The model goes along: costprof predict takes the table, too.
     """
-    from costprof.core.files import writable_folder
     from costprof.costmodel.tablefile import read_table, write_table
 
     check_out(out, force=force, consequence="no table was written")
     file = read_table(model)
     moes = _moes(preset, model_config)
     fitted = _priced(file, moes, kernel, note or [])
-    writable_folder(out.parent)
     manifest = write_table(out, fitted.rows, fitted.manifest, fitted.model)
     figures = manifest.validation["additive"]
     if as_json:

@@ -60,9 +60,16 @@ def fit_dataset(folder: Path, progress: Progress | None = None) -> FittedTable:
     if not any(row["op"] != "layer" for row in usable):
         if layers is not None:
             return layers
-        hint = f"; {named.num_rows} layers are too few to fit" if named.num_rows else ""
+        if named.num_rows:
+            raise DatasetError(
+                f"{folder} has {named.num_rows} layers of a named routing, fewer than "
+                f"{LEAST_LAYERS}, and no usable measurement of an expert",
+                "no table was fitted",
+                f"ingest more files, at least {LEAST_LAYERS} layers in all, or carry prices from "
+                "another device with costprof fit --from",
+            )
         raise DatasetError(
-            f"none of the {len(rows)} rows of {folder} is a usable measurement of an expert{hint}",
+            f"none of the {len(rows)} rows of {folder} is a usable measurement of an expert",
             "no table was fitted",
             f"see costprof inspect {folder} for what failed",
         )

@@ -151,7 +151,7 @@ class Manifest:
         """
         try:
             return _from_values(values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise damaged_manifest(error) from error
 
 
@@ -166,7 +166,7 @@ def manifest_values(text: str | bytes) -> dict[str, Any]:
         version = values["schema_version"]
         if type(version) is not int or version < 1:
             raise ValueError(version)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged_manifest(error) from error
     if version > SCHEMA_VERSION:
         raise TableError(

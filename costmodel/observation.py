@@ -17,6 +17,10 @@ import pyarrow.parquet as pq
 
 from costprof.core.errors import InputError
 
+MOST_TOKENS = 10**9
+"""The most tokens that one call can be of."""
+_HOTTEST_C = 1e3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
@@ -91,18 +95,24 @@ def _fault(seen: Observation) -> str:
         return "names no call"
     for name in ("latency_us", "energy_mj", "power_limit_w"):
         value = getattr(seen, name)
-        if value is not None and not 0.0 < value < math.inf:
+        if value is not None and (isinstance(value, bool) or not 0.0 < value < math.inf):
             return f"has {name} {value}, not a positive number"
-    if seen.temperature_c is not None and not math.isfinite(seen.temperature_c):
-        return f"has temperature_c {seen.temperature_c}"
+    heat = seen.temperature_c
+    if heat is not None and (isinstance(heat, bool) or not abs(heat) <= _HOTTEST_C):
+        return f"has temperature_c {heat}"
     numbers = [seen.expert, seen.tokens] if seen.counts is None else seen.counts
     try:
+        if any(isinstance(number, bool) for number in numbers):
+            return "has a count or expert that is not a whole number"
         if any(operator.index(number) < 0 for number in numbers):  # type: ignore[arg-type]
             return "has a negative count or expert"
     except TypeError:
         return "has a count or expert that is not a whole number"
-    if not any([seen.tokens] if seen.counts is None else seen.counts):
+    tokens = [seen.tokens or 0] if seen.counts is None else seen.counts
+    if not any(tokens):
         return "is of a call without tokens"
+    if max(tokens) > MOST_TOKENS:
+        return f"has {max(tokens)} tokens, more than {MOST_TOKENS}"
     return ""
 
 

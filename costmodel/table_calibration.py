@@ -8,6 +8,7 @@ between the same joules and the same watts. Power follows from both.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from costprof.core.errors import InputError
 from costprof.costmodel.calibration import Scale, fit_scale
 from costprof.costmodel.manifest import Composition, Manifest
 from costprof.costmodel.observation import Observation
@@ -23,6 +25,9 @@ Array = npt.NDArray[np.float64]
 
 CALIBRATIONS = "calibrations"
 """Key of `Manifest.parameters` under which corrections stand, the oldest first."""
+
+FARTHEST = 100.0
+"""Ratio of observed and predicted beyond which nothing can be learned of the scale."""
 
 _W_PER_MJ_US = 1e3
 
@@ -56,8 +61,12 @@ def fit_table_scales(
     `power_limit_w` is what the table was measured under, 0 where that is not known.
 
     Raises:
-        InputError: a prediction is not positive.
+        InputError: a prediction is not positive, or an observation `FARTHEST` times off from it.
     """
+    for number, (said, seen) in enumerate(zip(predictions, observations, strict=True), start=1):
+        _check_near(number, "us", said.latency_us, seen.latency_us)
+        if seen.energy_mj is not None:
+            _check_near(number, "mJ", said.energy_mj, seen.energy_mj)
     latency = _fitted(
         [
             (p, o, p.latency_us, o.latency_us)
@@ -75,6 +84,16 @@ def fit_table_scales(
     own = {label: (0.0, abs(factor)) for label, (factor, _) in latency.own.items()}
     kept = Scale(0.0, abs(latency.log_factor), own, latency.observations)
     return TableScales(latency, kept, 0)
+
+
+def _check_near(number: int, unit: str, predicted: float, observed: float) -> None:
+    if predicted > 0.0 and abs(math.log(observed) - math.log(predicted)) > math.log(FARTHEST):
+        raise InputError(
+            f"observation {number} has {observed:g} {unit} where the table says {predicted:g}",
+            f"more than {FARTHEST:.0f} times off is another call, unit or machine; no table was "
+            "corrected",
+            "give microseconds and millijoules of calls that the table prices",
+        )
 
 
 def _fitted(

@@ -129,7 +129,7 @@ def _check_hash(path: Path, stored: StoredTable) -> None:
     said = stored.values.get("content_hash")
     try:
         found = content_hash(stored.values, stored.rows, stored.model)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged_manifest(error) from error
     if found != said:
         raise TableError(

@@ -51,6 +51,11 @@ _SIZES = (
     "moe_tp_size",
     "moe_ep_size",
 )
+LARGEST_SIZE: dict[str, int] = dict.fromkeys(_SIZES, 10**9) | {"num_experts": 65_536}
+"""The most that a size may be: beyond, no layer is meant, and its tokens could not be dealt."""
+SEPARATOR = "|"
+"""What no name of a framework, version or kernel may hold: names are joined by it."""
+_JOINED = ("framework", "version", "kernel_source")
 _NUMBERS = (*_SIZES, "latency")
 _OPTIONAL = ("power", "power_limit")
 
@@ -165,10 +170,15 @@ def _stage(connection: duckdb.DuckDBPyConnection, path: Path, columns: dict[str,
         for name in _OPTIONAL
     ]
     no_size = " OR ".join(
-        f"coalesce(NOT ({name} >= 1 AND {name} < 1e15 AND {name} = floor({name})), true)"
+        f"coalesce(NOT (isfinite({name}) AND {name} >= 1 AND {name} = floor({name})), true)"
         for name in _SIZES
     )
+    too_large = " ".join(
+        f"WHEN {name} > {largest} THEN '{name} is above {largest}'"
+        for name, largest in LARGEST_SIZE.items()
+    )
     no_text = " OR ".join(f"coalesce({name} = '', true)" for name in _TEXTS)
+    separators = " OR ".join(f"contains({name}, '{SEPARATOR}')" for name in _JOINED)
     no_groups = (
         f"moe_dtype = 'int4_wo' AND (hidden_size % {INT4_GROUP_SIZE} <> 0 "
         f"OR (inter_size / moe_tp_size) % {INT4_GROUP_SIZE} <> 0)"
@@ -180,9 +190,11 @@ def _stage(connection: duckdb.DuckDBPyConnection, path: Path, columns: dict[str,
                CASE
                  WHEN op_name IS DISTINCT FROM 'moe' THEN 'op_name is not moe'
                  WHEN {no_text} THEN 'a name is missing'
+                 WHEN {separators} THEN 'a name holds {SEPARATOR}'
                  WHEN coalesce(NOT (isfinite(latency) AND latency > 0), true)
                    THEN 'latency is missing, not finite or not positive'
                  WHEN {no_size} THEN 'a size is not a whole number of at least 1'
+                 {too_large}
                  WHEN moe_dtype NOT IN ({known}) THEN 'moe_dtype ' || moe_dtype || ' is unknown'
                  WHEN inter_size % moe_tp_size <> 0
                    THEN 'inter_size is no multiple of moe_tp_size'

@@ -39,12 +39,13 @@ def transferred_layers(
     are those of `TransferTrial.frame`. `seed` draws the layers to choose from.
 
     Raises:
-        InputError: the split names no two devices of the datasets, or one of unknown constants.
+        InputError: the split names no two devices of the datasets, or one of unknown constants, or
+            two datasets hold the same layer.
         DatasetError: no dataset, or the source has too few layers of a named routing.
     """
     tell = progress or (lambda stage, done, total: None)
     tell("reading", 0, 1)
-    every = pa.concat_tables([named_layers(read_measurements(folder)) for folder in folders])
+    every = _layers_of(folders)
     source_rows, target_rows = _both(every, split)
     check_enough(source_rows, f"the source of {split}")
     source_spec, target_spec = layer_spec(source_rows), layer_spec(target_rows)
@@ -57,6 +58,26 @@ def transferred_layers(
         tell(f"pricing with {given} layers given", 0, 1)
         frames[given] = trial.frame(trial.chosen(given, seed=seed), f"{split} with {given}")
     return frames
+
+
+def _layers_of(folders: Sequence[Path]) -> pa.Table:
+    tables: list[pa.Table] = []
+    held: set[tuple[str, str]] = set()
+    for folder in folders:
+        rows = named_layers(read_measurements(folder))
+        own = set(
+            zip(rows["device_name"].to_pylist(), rows["scenario_id"].to_pylist(), strict=True)
+        )
+        same = len(own & held)
+        if same:
+            raise InputError(
+                f"{same} of the layers in {folder} are in a dataset named before it",
+                "they would count twice; nothing was evaluated",
+                "name each dataset once",
+            )
+        held |= own
+        tables.append(rows)
+    return pa.concat_tables(tables)
 
 
 def _both(rows: pa.Table, split: str) -> tuple[pa.Table, pa.Table]:

@@ -91,7 +91,7 @@ def held_out(
     """Return the frame of `measured` layers; see `held_out_layers`."""
     tell = progress or (lambda stage, done, total: None)
     _ = measured.points.load  # once, for all folds
-    folds = list(folds_of(measured.points, split, seed=seed))
+    folds = folds_of(measured.points, split, seed=seed)
     frames = []
     for number, fold in enumerate(folds):
         tell(f"{split}: fit {number + 1} of {len(folds)}", number, len(folds))

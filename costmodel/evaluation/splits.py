@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,8 +25,8 @@ class Fold:
     test: Mask
 
 
-def folds_of(points: LayerPoints, split: str, *, folds: int = 5, seed: int = 0) -> Iterator[Fold]:
-    """Yield the folds of `split`.
+def folds_of(points: LayerPoints, split: str, *, folds: int = 5, seed: int = 0) -> list[Fold]:
+    """Return the folds of `split` that hold something out and leave something to fit.
 
     - `token`: every token count but the smallest and largest, a few far apart at a time, so that
       both neighbours of each stay (for what only looks at neighbours: leave one out).
@@ -38,6 +39,17 @@ def folds_of(points: LayerPoints, split: str, *, folds: int = 5, seed: int = 0) 
     Raises:
         InputError: an unknown split, or one these layers cannot be split by.
     """
+    every = list(_every_fold(points, split, folds, seed))
+    testing = [fold for fold in every if fold.test.any()]
+    if not testing:
+        raise _refused(split, f"of {len(points)} layers it holds none out")
+    found = [fold for fold in testing if fold.train.any()]
+    if not found:
+        raise _refused(split, f"of {len(points)} layers it leaves none to fit")
+    return found
+
+
+def _every_fold(points: LayerPoints, split: str, folds: int, seed: int) -> Iterator[Fold]:
     kind, _, argument = split.partition(":")
     rng = np.random.default_rng(seed)
     if kind == "token" and not argument:
@@ -94,9 +106,12 @@ def _few_of_each(
 
 def _number(split: str, argument: str) -> float:
     try:
-        return float(argument)
+        value = float(argument)
     except ValueError:
         raise _refused(split, f"{argument!r} is no number") from None
+    if not math.isfinite(value):
+        raise _refused(split, f"{argument!r} is no finite number")
+    return value
 
 
 def _refused(split: str, fact: str) -> InputError:

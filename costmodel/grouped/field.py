@@ -23,6 +23,7 @@ Array = npt.NDArray[np.float64]
 
 _DRAWS_MEASURED = 5.0  # routings a public measurement averages over
 _ALIKE_SKEWS = 0.8  # of two unbalanced routings
+_JITTER = 1e-9  # share of the prior variance that brings a covariance back from rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,11 @@ class Field:
         self._sites, self._residual, self._scales = sites, residual, scales
         total = covariance(Apart.between(sites, sites), scales)
         total[np.diag_indices_from(total)] += scales.noise_variance(sites.spread)
-        self._factor = cho_factor(total, lower=True)
+        try:
+            self._factor = cho_factor(total, lower=True)
+        except np.linalg.LinAlgError:  # sites too alike for so little noise
+            total[np.diag_indices_from(total)] += _JITTER * scales.prior_variance()
+            self._factor = cho_factor(total, lower=True)
 
     def predict(self, sites: Sites) -> tuple[Array, Array]:
         """Return mean and variance [m] of log(measured / predicted) at `sites`, noise included."""

@@ -21,6 +21,7 @@ _LEAST = 48
 _PRIOR_STD = 1.0  # of the log of a scale around its default
 _CLIP = (-1.0, 1.5)  # residuals beyond are of another kind, and would stretch every scale
 _ITERATIONS = 40
+_UNLIKELY = 1e12  # the loss where rounding leaves a covariance that is not positive
 
 
 def fit_scales(
@@ -49,7 +50,10 @@ def fit_scales(
 
     def loss(logs: Array) -> tuple[float, Array]:
         free = torch.from_numpy(logs.copy()).requires_grad_()
-        value = _negative_log_posterior(free, prior, apart, spread, target)
+        try:
+            value = _negative_log_posterior(free, prior, apart, spread, target)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            return _UNLIKELY, np.zeros_like(logs)
         value.backward()  # type: ignore[no-untyped-call]
         assert free.grad is not None
         return float(value.detach()), free.grad.numpy()

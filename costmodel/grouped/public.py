@@ -13,7 +13,7 @@ from costprof.core.errors import InputError
 from costprof.costmodel.devices import known_spec_name
 from costprof.costmodel.grouped.points import LayerPoints
 from costprof.costmodel.grouped.price import LayerPrices
-from costprof.profiler.aiconfigurator import QUANTISATIONS
+from costprof.profiler.aiconfigurator import LARGEST_SIZE, QUANTISATIONS, SEPARATOR
 
 _TEXTS = ("framework", "version", "kernel_source", "moe_dtype", "distribution")
 _SIZES = (
@@ -34,8 +34,9 @@ def public_points(table: pa.Table) -> LayerPoints:
     """Return the layers that the rows of `table` name, one a row.
 
     Raises:
-        InputError: a column is missing, a size is no positive whole number, a row is of another op,
-            or a layer cannot be dealt to its ranks.
+        InputError: a column is missing, a size is no positive whole number or above
+            `LARGEST_SIZE`, a name holds `SEPARATOR`, a row is of another op, or a layer cannot be
+            dealt to its ranks.
     """
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
@@ -142,12 +143,17 @@ def _precision(moe_dtype: str) -> str:
 
 def _size(table: pa.Table, name: str) -> Any:
     try:
-        values = table[name].cast(pa.float64()).to_numpy()
-    except pa.ArrowInvalid as error:
+        values = table[name].cast(pa.float64(), safe=False).to_numpy()
+    except pa.ArrowException as error:
         raise _refused(f"column {name} holds no numbers") from error
     wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 1) & (values == np.rint(values))))
     if len(wrong):
         raise _refused(f"row {wrong[0]}: {name} is {values[wrong[0]]:g}, no positive whole number")
+    large = np.flatnonzero(values > LARGEST_SIZE[name])
+    if len(large):
+        raise _refused(
+            f"row {large[0]}: {name} is {values[large[0]]:.15g}, above {LARGEST_SIZE[name]}"
+        )
     return values
 
 
@@ -156,6 +162,9 @@ def _text(table: pa.Table, name: str) -> list[str]:
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) < len(values):
         raise _refused(f"column {name} holds something other than text")
+    odd = next((row for row, text in enumerate(texts) if SEPARATOR in text), None)
+    if odd is not None:
+        raise _refused(f"row {odd}: {name} is {texts[odd]!r}, with a {SEPARATOR} in it")
     return texts
 
 

@@ -126,12 +126,18 @@ def _balanced(tokens: int, experts: int, top_k: int) -> Counts:
     stride = -(-experts // top_k)
     if (top_k - 1) * stride >= experts:  # the last would come round to the first again
         stride = experts // top_k
-    start = np.arange(tokens, dtype=np.float64)
     if tokens < stride:
-        start *= stride / tokens
-    chosen = (start[:, None] + np.arange(top_k) * stride) % experts
-    counts: Counts = np.bincount(chosen.astype(np.int64).ravel(), minlength=experts)
-    return counts
+        start = np.arange(tokens, dtype=np.float64) * (stride / tokens)
+        chosen = (start[:, None] + np.arange(top_k) * stride) % experts
+        counts: Counts = np.bincount(chosen.astype(np.int64).ravel(), minlength=experts)
+        return counts
+    # As many tokens as there are experts give each of them top_k; of the rest, the jth choices are
+    # neighbours. Runs are counted by where they begin and end, on a circle laid out twice.
+    rounds, rest = divmod(tokens, experts)
+    begin = np.arange(top_k) * stride
+    ends = np.bincount(begin + rest, minlength=2 * experts)
+    running = (np.bincount(begin, minlength=2 * experts) - ends).cumsum()
+    return np.asarray(rounds * top_k + running[:experts] + running[experts:])
 
 
 def _power_law(
@@ -159,26 +165,23 @@ def _even(total: int, parts: int) -> list[int]:
 
 
 def _level(counts: Counts, change: int, limit: int) -> None:
-    """Add to the smallest counts, or take from the largest, in place, a level at a time."""
+    """Add to the smallest counts, or take from the largest, in place, until all are level."""
     step = 1 if change > 0 else -1
-    left = abs(change)
-    while left:
-        edge = counts.min() if step > 0 else counts.max()
-        if (step > 0 and edge >= limit) or (step < 0 and edge <= 0):
-            return
-        at = np.flatnonzero(counts == edge)
-        others = counts[counts * step > edge * step]
-        bound = limit if step > 0 else 0
-        to = bound if not len(others) else (others.min() if step > 0 else others.max())
-        room = abs(int(to) - int(edge)) * len(at)
-        if left >= room:
-            counts[at] = to
-            left -= room
-        else:
-            each, rest = divmod(left, len(at))
-            counts[at] += step * each
-            counts[at[:rest]] += step
-            left = 0
+    bound = limit if step > 0 else 0
+    heights = counts if step > 0 else -counts
+    ordered = heights.copy()
+    ordered.sort()
+    total = ordered.cumsum()
+    # What it takes to bring all lower ones up to each.
+    room = ordered * np.arange(1, len(ordered) + 1) - total
+    reached = int(room.searchsorted(abs(change), side="right"))
+    at = (heights <= ordered[reached - 1]).nonzero()[0]
+    level, rest = divmod(abs(change) + int(total[reached - 1]), reached)
+    if level >= bound:
+        level, rest = bound, 0
+    counts[at] = level * step
+    if rest:
+        counts[at[:rest]] += step
 
 
 def _summary(counts: Counts) -> list[float]:

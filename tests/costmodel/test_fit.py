@@ -349,6 +349,10 @@ def test_datasets_that_cannot_be_fitted_are_refused(
     failed = [world().row(DENSE, n, status="failed", latency_us_p50=None) for n in (1, 2)]
     with pytest.raises(DatasetError, match=r"none of the 2 rows of .* is a usable measurement"):
         fit_dataset(dataset(failed))
+    named = {"op": "layer", "distribution": "balanced", "counts": None}
+    layers = [world().row(DENSE, n, **named) for n in (1, 2)]
+    with pytest.raises(DatasetError, match=r"has 2 layers of a named routing, fewer than 200"):
+        fit_dataset(dataset(layers))
     mixed = [world().row(DENSE, 1), world().row(DENSE, 2, device_name="other CPU")]
     with pytest.raises(DatasetError, match=r"measured on 2 devices \(known CPU, other CPU\); one"):
         fit_dataset(dataset(mixed))

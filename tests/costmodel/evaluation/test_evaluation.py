@@ -57,7 +57,22 @@ def test_a_thin_sample_trains_on_its_share(points: LayerPoints) -> None:
     assert 0.07 < fold.train.mean() < 0.13
 
 
-@pytest.mark.parametrize("split", ["", "tokens", "sparse", "sparse:2", "fewshot:x", "fewshot:0.5"])
+def test_a_fold_that_holds_nothing_out_is_left_aside(points: LayerPoints) -> None:
+    small = points.shape == points.shape[0]
+    short = points.take(~small | (points.tokens <= 4))
+    folds = folds_of(short, "fewshot:3")
+    assert len(folds) == len(np.unique(points.shape)) - 1
+    assert all(fold.test.any() for fold in folds)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        *("", "tokens", "sparse", "sparse:2", "sparse:nan", "fewshot:x", "fewshot:0.5"),
+        *("fewshot:inf", "fewshot:nan", "fewshot:27", "fewshot:1e9"),
+        *("sparse:0.9999999", "sparse:1e-9"),
+    ],
+)
 def test_other_splits_are_refused(points: LayerPoints, split: str) -> None:
     with pytest.raises(InputError, match="cannot be made"):
         list(folds_of(points, split))
@@ -158,6 +173,13 @@ def test_the_command_says_how_well_new_shapes_are_predicted(tmp_path: Path) -> N
     assert found["latency, all", "costprof"] == ours["costprof"]["mape"]
     shown = runner.invoke(app, ["evaluate", str(dataset), "--split", "sparse:0.5"])
     assert "roofline x boosting" in shown.output
+    twice = runner.invoke(app, ["evaluate", str(dataset), "--out", str(frame)])
+    assert isinstance(twice.exception, InputError)
+    assert "exists" in str(twice.exception)
+    folder = runner.invoke(app, ["evaluate", str(dataset), "--out", str(tmp_path), "--force"])
+    assert "is a folder; nothing was evaluated" in str(folder.exception)
+    file = runner.invoke(app, ["evaluate", str(source)])
+    assert f"aiconfigurator {source}" in str(file.exception)
     bad = runner.invoke(app, ["evaluate", str(dataset), "--split", "odd"])
     assert isinstance(bad.exception, CostprofError)
     none = runner.invoke(app, ["evaluate", str(tmp_path / "nothing")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,14 @@ def test_fitting_twice_gives_the_same_table(fitted: Fitted, tmp_path: Path) -> N
         ("moe_tp_size", 7, "no multiple"),
         ("topk", 10_000, "larger than num_experts"),
         ("distribution", "zipf", "unknown"),
+        ("num_tokens", 10**9 + 1, "row 0: num_tokens is 1000000001, above 1000000000"),
+        ("num_tokens", 10**18, "row 0: num_tokens is 1e+18, above 1000000000"),
+        ("num_tokens", 1e19, "row 0: num_tokens is 1e+19, above 1000000000"),
+        ("num_experts", 10**8, "row 0: num_experts is 100000000, above 65536"),
+        ("topk", datetime(2026, 1, 1, tzinfo=UTC), "column topk holds no numbers"),
+        ("topk", [8], "column topk holds no numbers"),
+        ("kernel_source", "a|b", "row 0: kernel_source is 'a|b', with a | in it"),
+        ("framework", "v|m", "row 0: framework is 'v|m', with a | in it"),
     ],
 )
 def test_points_that_make_no_layer_are_refused(

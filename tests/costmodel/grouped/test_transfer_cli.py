@@ -211,6 +211,8 @@ def test_each_device_may_have_a_dataset_of_its_own(world: World) -> None:
     shown = run("evaluate", world.source, world.few, "--split", "device:H200,B200")
     assert "30 chosen layers of the target given" in shown
     assert "source x rooflines" in shown
+    again = refused("evaluate", world.both, world.few, "--split", "device:H200,B200")
+    assert "they would count twice" in again
     assert "with 2 datasets" in refused("evaluate", world.source, world.few, "--split", "token")
 
 
