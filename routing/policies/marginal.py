@@ -13,7 +13,7 @@ from costprof.routing.contract import Gate, Rows, Selection, SystemState
 from costprof.routing.kernels.dispatch import compiled_decision
 from costprof.routing.kernels.terms import Decide, Terms
 from costprof.routing.objective import Objective
-from costprof.routing.parameters import check_number
+from costprof.routing.parameters import set_flag, set_number
 from costprof.routing.price_columns import PriceColumns, price_columns
 from costprof.routing.pruning import (
     ONE,
@@ -81,9 +81,10 @@ class Marginal:
     prefill: bool = False
 
     def __post_init__(self) -> None:
-        check_number("lam", self.lam)
-        check_number("budget", self.budget, 0.0, 1.0)
-        check_number("q", self.q, 0.0, 1.0)
+        set_number(self, "lam")
+        set_number(self, "budget", 0.0, 1.0)
+        set_number(self, "q", 0.0, 1.0)
+        set_flag(self, "prefill")
 
     @property
     def neutral(self) -> bool:

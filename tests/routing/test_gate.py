@@ -98,7 +98,10 @@ def test_a_row_whose_scores_underflow_has_weight_zero_not_nan() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"top_k": 0}, "top_k is 0; the gate cannot be built; give at least 1"),
+        ({"top_k": 0}, "top_k is 0; the gate cannot be built; use a whole number of at least 1"),
+        ({"top_k": 2.5}, "top_k is 2.5; .*; use a whole number"),
+        ({"top_k": True}, "top_k is True; .*; use a whole number"),
+        ({"top_k": 2, "scaling": math.nan}, "scaling is nan; .*; use -1e[+]30 … 1e[+]30"),
         ({"top_k": 2, "score": "relu"}, "score 'relu' is unknown; .*; use softmax or sigmoid"),
         ({"top_k": 2, "n_group": 2, "topk_group": 3}, "topk_group 3 of 2 groups; .*; choose"),
     ],
