@@ -10,6 +10,8 @@
 #include <string.h>
 
 #define ONE ((double)((int64_t)1 << 40))
+/* Scores times this have the same quotients, and a sum that is no denormal. */
+#define LARGE 0x1p100f
 
 typedef struct {
     int64_t rows, experts, top_k, classes, max_tokens, slack; /* slack: units of 2^-40 */
@@ -283,14 +285,14 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
             float sum = 0.0f, total = 0.0f;
             for (int64_t j = 0; j < K; j++) {
                 total += plain_weights[t * K + j];
-                if (slot_used[j]) sum += scores[t * E + mine[j]];
+                if (slot_used[j]) sum += scores[t * E + mine[j]] * LARGE;
             }
             /* Where all that is left has a score of 0, its experts weigh the same. */
             int equal = !(sum > 0.0f);
             for (int64_t j = 0; equal && j < K; j++) sum += slot_used[j];
             if (sum < FLT_MIN) sum = FLT_MIN;
             for (int64_t j = 0; j < K; j++) {
-                float score = equal ? 1.0f : scores[t * E + mine[j]];
+                float score = equal ? 1.0f : scores[t * E + mine[j]] * LARGE;
                 weights[t * K + j] = slot_used[j] ? score / sum * total : 0.0f;
             }
             lost[t] = (double)given_up / ONE;

@@ -269,7 +269,8 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             chosen = tl.where(taken, best, tl.where(loses, first, e))
             in_use = (loses == 0) | found
             new = tl.load(scores + t * experts + chosen, mask=is_row, other=0.0)
-            kept_sum += tl.where(in_use, new, 0.0)
+            # Times 2^100 quotients are the same, and no sum is a denormal.
+            kept_sum += tl.where(in_use, new * 1.2676506002282294e30, 0.0)
             slots_left += in_use.to(tl.float32)
             changed += loses.to(tl.int32)
             hit = (cols[None, :] == chosen[:, None]) & (counted & in_use)[:, None]
@@ -286,7 +287,7 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             in_use = tl.load(used + t * TOP_K + j, mask=is_row, other=0) != 0
             score = tl.load(scores + t * experts + chosen, mask=is_row, other=0.0)
             old = tl.load(plain_weights + t * TOP_K + j, mask=is_row, other=0.0)
-            new = tl.where(equal, 1.0, score) / below * plain_sum
+            new = tl.where(equal, 1.0, score * 1.2676506002282294e30) / below * plain_sum
             new = tl.where(in_use, new, 0.0)
             tl.store(weights + t * TOP_K + j, tl.where(changed > 0, new, old), mask=is_row)
 
