@@ -226,6 +226,7 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             saved += tl.where(ahead & (one_round > 0), tl.load(saving_of + other), 0.0)
         gone = gone | (saved < 1.0 - budget)
     gone = gone & may_go
+    drops = tl.sum(gone.to(tl.int32), axis=0) > 0
     is_open = active & (gone == 0)
 
     after = tl.zeros([BLOCK_E], dtype=tl.int64)
@@ -297,9 +298,9 @@ def decide_marginal(  # type: ignore[no-untyped-def]
     then = (tl.sum(then_first, axis=0) + tl.load(base)) * of_first + (
         tl.sum(then_second, axis=0) + tl.load(base + 1)
     ) * of_second
-    dearer = then > whole_first * of_first + whole_second * of_second
-    tl.store(counts_out + cols, tl.where(dearer, counts, after), mask=expert)
-    if dearer:
+    no_cheaper = drops & (then >= whole_first * of_first + whole_second * of_second)
+    tl.store(counts_out + cols, tl.where(no_cheaper, counts, after), mask=expert)
+    if no_cheaper:
         for start in range(0, rows, BLOCK_T):
             t = start + tl.arange(0, BLOCK_T)
             is_row = t < rows

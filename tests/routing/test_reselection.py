@@ -33,10 +33,13 @@ def test_of_equals_the_expert_of_the_lowest_number_is_taken() -> None:
         own = plain.indices[t].tolist()
         left = [e for e in range(E) if spare[e] and e not in own]
         left.sort(key=lambda e: (-float(plain.scores[t, e]), e))
-        expected = [left.pop(0) if gone and left else e for e, gone in zip(own, lost[t].tolist())]
-        assert got.indices[t][got.used[t]].tolist() == [
-            e for e, used in zip(expected, got.used[t].tolist()) if used
-        ]
+        expected = []
+        for e, gone in zip(own, lost[t].tolist(), strict=True):
+            if not gone:
+                expected.append(e)
+            elif left:
+                expected.append(left.pop(0))
+        assert got.indices[t][got.used[t]].tolist() == expected
 
 
 @pytest.mark.parametrize("renormalise", [True, False])
