@@ -10,7 +10,7 @@ from torch import Tensor
 
 from costprof.core.errors import InputError
 from costprof.routing import Gate
-from costprof.routing.gate import gate_ranking, select
+from costprof.routing.gate import gate_ranking, gate_scores, select
 
 T, E = 5, 16
 
@@ -93,6 +93,16 @@ def test_a_negative_bias_does_not_let_a_forbidden_group_win(logits: Tensor) -> N
 def test_a_row_whose_scores_underflow_has_weight_zero_not_nan() -> None:
     selection = select(torch.full((1, 4), -200.0), Gate(top_k=2, score="sigmoid"))
     assert selection.weights.tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_a_row_has_the_same_scores_in_any_batch(score: str) -> None:
+    """Tails of vectors, of 1 to 15 values, round no other way than vectors."""
+    gate = Gate(top_k=2, score=score)  # type: ignore[arg-type]
+    logits = torch.randn(2000, 7, generator=torch.Generator().manual_seed(0)) * 3
+    together = gate_scores(logits, gate)
+    alone = torch.cat([gate_scores(row, gate) for row in logits.split(1)])
+    assert torch.equal(alone, together)
 
 
 @pytest.mark.parametrize(
