@@ -8,7 +8,7 @@ T is rows, E experts, k slots a row.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -146,9 +146,12 @@ def shifted_ranking(plain: Selection, shift: Tensor, gate: Gate) -> Tensor:
     return torch.where(flat, plain.ranking, moved)
 
 
-@lru_cache(maxsize=64)
+@cache
 def expert_mask(experts: tuple[int, ...], n_experts: int, device: torch.device) -> Tensor:
-    """[E] bool, True for `experts`; kept, as making it anew would copy from the host.
+    """[E] bool, True for `experts`; shared, so never written into.
+
+    Kept for good: making it anew would copy from the host, which a capture forbids, and a captured
+    graph goes on reading the one it met. A few sets are in use at a time, at a byte an expert.
 
     Raises:
         InputError: there is no such expert.

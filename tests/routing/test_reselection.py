@@ -11,7 +11,7 @@ from costprof.costmodel.table import CostTable
 from costprof.routing import Fewer, Gate, Marginal, Prune, StaticSet, route
 from costprof.routing.gate import select
 from costprof.routing.kernels import marginal_cpu
-from costprof.routing.reselection import replace
+from costprof.routing.reselection import expert_mask, replace
 
 E = 16
 
@@ -86,3 +86,12 @@ def test_c_weighs_denormal_scores_as_tensors_do(
     total = route(logits, table=table, gate=gate).weights.sum(-1)
     torch.testing.assert_close(fast.weights.sum(-1), total, rtol=1e-6, atol=0)
     assert torch.equal(fast.weights, slow.weights)
+
+
+def test_a_mask_is_kept_however_many_others_are_made() -> None:
+    device = torch.device("cpu")
+    kept = expert_mask((0, 3), E, device)
+    for size in range(E, E + 200):
+        expert_mask((0, 3), size + 1, device)
+    assert expert_mask((0, 3), E, device) is kept
+    assert kept.nonzero().flatten().tolist() == [0, 3]
