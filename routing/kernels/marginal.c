@@ -240,7 +240,7 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
         may = may && all_finite(row, E);
         double total = 0.0;
         for (int64_t j = 0; j < K; j++) total += (double)row[chosen[j]];
-        if (total < 1.1754943508222875e-38) total = 1.1754943508222875e-38;
+        if (total < 1e-300) total = 1e-300; /* of scores that are all 0 */
         for (int64_t j = 0; j < K; j++) {
             int64_t e = chosen[j];
             int64_t part = may ? (int64_t)((double)row[e] / total * ONE) : 0;
@@ -265,7 +265,7 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
             total += (double)row[chosen[j]];
             keys[chosen[j]] = 0;
         }
-        if (total < 1.1754943508222875e-38) total = 1.1754943508222875e-38;
+        if (total < 1e-300) total = 1e-300;
         int32_t most = largest(keys, E); /* of scores, at least 0: their bits are in order */
         float instead;
         memcpy(&instead, &most, sizeof instead);

@@ -101,7 +101,7 @@ def decide_marginal(  # type: ignore[no-untyped-def]
         for j in tl.static_range(TOP_K):
             e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
             total += tl.load(scores + t * experts + e, mask=is_row, other=0.0).to(tl.float64)
-        total = tl.maximum(total, 1.1754943508222875e-38)
+        total = tl.maximum(total, 1e-300)
         real_rows += counted.to(tl.int64)
         for j in tl.static_range(TOP_K):
             e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
@@ -131,7 +131,7 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
             closed = closed | (cols[None, :] == e[:, None])
             total += tl.load(scores + t * experts + e, mask=is_row, other=0.0).to(tl.float64)
-        total = tl.maximum(total, 1.1754943508222875e-38)
+        total = tl.maximum(total, 1e-300)
         row = tl.load(scores + place, mask=inside, other=0.0)
         instead = tl.max(tl.where(closed, 0.0, row), axis=1).to(tl.float64)
         changes = is_row & (own > 0)  # real, and may be changed
@@ -248,7 +248,7 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             spare = tl.where(cols[None, :] == e[:, None], -float("inf"), spare)
             plain_sum += tl.load(plain_weights + t * TOP_K + j, mask=is_row, other=0.0)
             total += tl.load(scores + t * experts + e, mask=is_row, other=0.0).to(tl.float64)
-        total = tl.maximum(total, 1.1754943508222875e-38)
+        total = tl.maximum(total, 1e-300)
         first = tl.load(plain + t * TOP_K, mask=is_row, other=0)
         kept_sum = tl.zeros([BLOCK_T], dtype=tl.float32)
         slots_left = tl.zeros([BLOCK_T], dtype=tl.float32)

@@ -83,6 +83,12 @@ def test_c_weighs_denormal_scores_as_tensors_do(
     monkeypatch.setattr(marginal_cpu, "available", lambda: False)
     slow = route(logits, **how)
     assert (~fast.used).any()
+    # What is given up is a share of denormal scores: those of the slots that are empty.
+    scores = torch.softmax(logits, -1)[:, :4].double()
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, fast.indices, True)
+    lost = 1 - (scores * kept).sum(-1) / scores.sum(-1)
+    torch.testing.assert_close(fast.gate_mass_lost, lost)
+    assert torch.equal(fast.gate_mass_lost, slow.gate_mass_lost)
     total = route(logits, table=table, gate=gate).weights.sum(-1)
     torch.testing.assert_close(fast.weights.sum(-1), total, rtol=1e-6, atol=0)
     assert torch.equal(fast.weights, slow.weights)
