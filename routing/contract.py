@@ -11,15 +11,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable, LayerCost
+from costprof.routing.parameters import MOST, check_number, check_whole
 
 Stage = Literal["cool", "warm", "hot", "critical"]
+_NO_GATE = "the gate cannot be built"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,7 +46,8 @@ class Gate:
         bias: [E], added for the choice only.
 
     Raises:
-        InputError: on sizes below one or more groups chosen than there are.
+        InputError: on sizes that are not whole numbers of at least 1, more groups chosen than
+            there are, or a `scaling` that is no number.
     """
 
     top_k: int
@@ -60,20 +63,16 @@ class Gate:
         if self.score not in ("softmax", "sigmoid"):
             raise InputError(
                 f"score {self.score!r} is unknown",
-                "the gate cannot be built",
+                _NO_GATE,
                 "use softmax or sigmoid",
             )
         for name in ("top_k", "n_group", "topk_group", "group_top"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}",
-                    "the gate cannot be built",
-                    "give at least 1",
-                )
+            check_whole(name, getattr(self, name), 1, consequence=_NO_GATE)
+        check_number("scaling", self.scaling, -MOST, consequence=_NO_GATE)
         if self.topk_group > self.n_group:
             raise InputError(
                 f"topk_group {self.topk_group} of {self.n_group} groups",
-                "the gate cannot be built",
+                _NO_GATE,
                 "choose at most as many groups as there are",
             )
 
@@ -148,12 +147,24 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SystemState:
-    """What the machine is doing, as values; None where nobody looked."""
+    """What the machine is doing, as values; None where nobody looked.
+
+    Raises:
+        InputError: there is no such stage.
+    """
 
     temperature_c: float | None = None
     power_w: float | None = None
     power_limit_w: float | None = None
     stage: Stage = "cool"
+
+    def __post_init__(self) -> None:
+        if self.stage not in get_args(Stage):
+            raise InputError(
+                f"stage {self.stage!r} is unknown",
+                "no policy can follow it",
+                f"use {', '.join(get_args(Stage))}",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

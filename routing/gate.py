@@ -15,9 +15,16 @@ _TINY = 1e-20
 
 
 def gate_scores(logits: Tensor, gate: Gate) -> Tensor:
-    """Scores [T, E] in float32 of `logits` [T, E]."""
+    """Scores [T, E] in float32 of `logits` [T, E], each row's the same in any batch.
+
+    On a CPU torch's sigmoid rounds otherwise in the vectors of a tensor than in what is left over
+    of it. In float64 it does as well, in the last bit: that is rounded away, except for about one
+    value in 2^29.
+    """
     logits = logits.float()
-    return torch.softmax(logits, dim=-1) if gate.score == "softmax" else torch.sigmoid(logits)
+    if gate.score == "softmax":
+        return torch.softmax(logits, dim=-1)
+    return torch.sigmoid(logits.double()).float()
 
 
 def gate_logits(scores: Tensor, gate: Gate) -> Tensor:

@@ -5,6 +5,7 @@ E is experts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass, fields
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from costprof.core.errors import InputError, TableError
 from costprof.costmodel.table import CostTable, ExpertConstants, Quantity
-from costprof.routing.parameters import check_number
+from costprof.routing.parameters import check_number, set_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +40,8 @@ class Objective:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            check_number(each.name, getattr(self, each.name))
-        check_number("the sum of an objective's weights", sum(astuple(self)), 1e-12)
+            set_number(self, each.name)
+        check_number("the sum of an objective's weights", sum(astuple(self)), 1e-12, math.inf)
 
     @classmethod
     def of(cls, weights: Mapping[str, float]) -> Objective:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import lru_cache
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -14,9 +15,10 @@ from costprof.costmodel.table import CostTable
 from costprof.routing.objective import Objective
 
 _PRICES = ("latency", "energy")
-_KNOWN: WeakKeyDictionary[CostTable, dict[tuple[Objective, torch.device], PriceColumns | None]] = (
-    WeakKeyDictionary()
-)
+_KNOWN: WeakKeyDictionary[
+    CostTable, dict[tuple[tuple[str, ...], torch.device], DenseLookup | None]
+] = WeakKeyDictionary()
+"""Lookups by the names of their columns: weights may be new in every batch, names are few."""
 
 
 class PriceColumns(NamedTuple):
@@ -34,31 +36,38 @@ def price_columns(
 
     Heat and stored bytes are functions of an expert's own tokens, as latency and energy are, and
     take a column each. Imbalance is not: it has the whole layer's tokens in it. Checked, made and
-    copied once for each table, also for the traces of `torch.compile`.
+    copied once for each table and set of terms, also for the traces of `torch.compile`.
 
     Raises:
         TableError: `table` does not price `objective`.
     """
+    names, weights = _terms(objective)
     known = _KNOWN.get(table)
     if known is None:
         known = _KNOWN.setdefault(table, {})
-    key = (objective, device)
+    key = (names, device)
     if key not in known:
-        known[key] = _columns(objective, table, device)
-    return known[key]
+        objective.check(table)
+        known[key] = _lookup(table, names, device)
+    lookup = known[key]
+    return None if lookup is None else PriceColumns(lookup, weights)
 
 
-def _columns(objective: Objective, table: CostTable, device: torch.device) -> PriceColumns | None:
-    objective.check(table)
+@lru_cache(maxsize=256)
+def _terms(objective: Objective) -> tuple[tuple[str, ...], tuple[float, float]]:
+    """The terms that have weight, and the weights of the first two columns of their lookup."""
     weights = objective.weights()
-    if "balance" in weights or len(weights) > len(COLUMNS):
-        return None
     if weights.keys() <= set(_PRICES):
-        both = (weights.get("latency", 0.0), weights.get("energy", 0.0))
-        return PriceColumns(_held(table, _PRICES, device), both)
-    names = tuple(weights)
+        return tuple(weights), (weights.get("latency", 0.0), weights.get("energy", 0.0))
     first, second = (*weights.values(), 0.0)[:2]
-    return PriceColumns(_held(table, (*names, *names)[:2], device), (first, second))
+    return tuple(weights), (first, second)
+
+
+def _lookup(table: CostTable, names: tuple[str, ...], device: torch.device) -> DenseLookup | None:
+    if "balance" in names or len(names) > len(COLUMNS):
+        return None
+    both = _PRICES if set(names) <= set(_PRICES) else (*names, *names)[:2]
+    return _held(table, both, device)
 
 
 def _held(table: CostTable, names: tuple[str, ...], device: torch.device) -> DenseLookup:

@@ -17,13 +17,16 @@ from costprof.routing.contract import Selection
 
 ONE = 1 << 40
 
+_LEAST = 1e-300
+"""Divides scores that are all 0; less than any sum of others, denormal ones too."""
+
 _ROUNDS = 2
 
 
 def gate_shares(plain: Selection) -> Tensor:
     """Share of each chosen expert in its row's gate mass, [T, k] int64."""
     scores = plain.scores.gather(-1, plain.indices).double()
-    total = scores.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    total = scores.sum(dim=-1, keepdim=True).clamp_min(_LEAST)
     return (scores / total * ONE).to(torch.int64)
 
 
@@ -39,7 +42,7 @@ def saliency(plain: Selection, awake: Tensor) -> Tensor:
     closed = closed.scatter(-1, plain.indices, True)
     instead = plain.scores.masked_fill(closed, 0.0).amax(dim=-1, keepdim=True).double()
     scores = plain.scores.gather(-1, plain.indices).double()
-    total = scores.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    total = scores.sum(dim=-1, keepdim=True).clamp_min(_LEAST)
     net = (scores - instead).clamp_min(0.0) / total
     return (scores / total * net * ONE).to(torch.int64)
 

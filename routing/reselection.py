@@ -8,7 +8,7 @@ T is rows, E experts, k slots a row.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from costprof.routing.pruning import ONE, gate_shares, sum_by_expert
 _CLOSED = -256.0
 """Added to a closed expert's score while groups are chosen: groups with more open ones come first,
 and unlike -inf it leaves their order among themselves."""
+
+_LARGE = 2.0**100
+"""Scores times this have the same quotients bit for bit, and a sum that is no denormal."""
 
 
 def finite_rows(plain: Selection, rows: Tensor) -> Tensor:
@@ -54,8 +57,9 @@ def replace(
 ) -> Selection:
     """The selection after slots `lost` [T, k] gave up their expert.
 
-    They get the row's next experts by rank (the gate's, or that of `by` [T, E]) among `spare`
-    ([E] or [T, E] bool) that it does not have; without any, or without `spare`, they stay empty.
+    They get the row's next experts by rank (the gate's, or that of `by` [T, E]; of equals the one
+    of the lowest number) among `spare` ([E] or [T, E] bool) that it does not have; without any, or
+    without `spare`, they stay empty.
     Other slots keep expert and place. Weights of a changed row are those of its experts' scores,
     scaled to the sum of its plain weights; a row that lost nothing keeps its own bit for bit.
     """
@@ -63,12 +67,12 @@ def replace(
     if spare is not None:
         closed = own_experts(plain) | ~spare
         order = plain.ranking if by is None else by
-        best = order.masked_fill(closed, -torch.inf).topk(indices.shape[-1], dim=-1)
+        best, values = _first_largest(order.masked_fill(closed, -torch.inf), indices.shape[-1])
         nth = (lost.cumsum(dim=-1) - 1).clamp_min(0)
-        indices = torch.where(lost, best.indices.gather(-1, nth), indices)
-        used = used | (best.values.gather(-1, nth) > -torch.inf)
+        indices = torch.where(lost, best.gather(-1, nth), indices)
+        used = used | (values.gather(-1, nth) > -torch.inf)
     used = used & plain.used
-    chosen = plain.scores.gather(-1, indices).masked_fill(~used, 0.0)
+    chosen = (plain.scores.gather(-1, indices) * _LARGE).masked_fill(~used, 0.0)
     total = chosen.sum(dim=-1, keepdim=True)
     # Where all that is left has a score of 0, its experts weigh the same.
     chosen = torch.where(total > 0, chosen, used.to(chosen.dtype))
@@ -83,6 +87,20 @@ def replace(
         used=used,
         gate_mass_lost=(gate_shares(plain) * lost).sum(dim=-1).double() / ONE,
     )
+
+
+def _first_largest(values: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Places and values [T, n] of the `n` largest of each row, of equals the lowest place first.
+
+    Top-k alone takes any of them. A key is a float's bits, in the order of the floats, above a
+    place counted from the end: no two are equal, so the largest are those of compiled code too.
+    """
+    bits = (values.detach().float() + 0.0).view(torch.int32).long()  # -0 is 0
+    last = values.shape[-1] - 1
+    from_end = torch.arange(last, -1, -1, device=values.device)
+    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)) * (1 << 32) + from_end
+    places = last - (keys.topk(n, dim=-1).values & 0xFFFFFFFF)
+    return places, values.gather(-1, places)
 
 
 def restrict(plain: Selection, kept: Tensor, changeable: Tensor) -> Selection:
@@ -128,9 +146,12 @@ def shifted_ranking(plain: Selection, shift: Tensor, gate: Gate) -> Tensor:
     return torch.where(flat, plain.ranking, moved)
 
 
-@lru_cache(maxsize=64)
+@cache
 def expert_mask(experts: tuple[int, ...], n_experts: int, device: torch.device) -> Tensor:
-    """[E] bool, True for `experts`; kept, as making it anew would copy from the host.
+    """[E] bool, True for `experts`; shared, so never written into.
+
+    Kept for good: making it anew would copy from the host, which a capture forbids, and a captured
+    graph goes on reading the one it met. A few sets are in use at a time, at a byte an expert.
 
     Raises:
         InputError: there is no such expert.

@@ -30,9 +30,9 @@ def route(
 ) -> Assignment:
     """Assign each of T rows to at most k experts.
 
-    Padding rows use no expert and influence nobody's choice (but torch's sigmoid may round a score
-    differently in a batch of another shape; its softmax does not). With a neutral policy real
-    rows get plain top-k, bit for bit.
+    Padding rows use no expert and influence nobody's choice; under a sigmoid gate this is as good
+    as its scores (`gate.gate_scores`). With a neutral policy real rows get plain top-k, bit for
+    bit.
 
     Args:
         logits: [T, E] floating point.

@@ -15,16 +15,17 @@ MOST_EXPERTS_ON_GPU = 512
 """One thread block holds a number for each expert, and under a budget one for each pair."""
 
 
-def compiled_decision(plain: Selection) -> Decide | None:
+def compiled_decision(plain: Selection, *, search: bool) -> Decide | None:
     """Return what decides on `plain` where it lies, or None: tensors have to.
 
-    So they do where weights have a gradient, which compiled code would not pass on. In a trace of
-    `torch.compile` it is an operator that decides.
+    So they do where weights have a gradient, which compiled code would not pass on, and on a GPU
+    where a `search` for the cheapest is due (`routing.cheapest`). In a trace of `torch.compile` it
+    is an operator that decides.
     """
     scores = plain.scores
     if plain.weights.requires_grad:
         return None
-    if scores.is_cuda and scores.shape[1] > MOST_EXPERTS_ON_GPU:
+    if scores.is_cuda and (search or scores.shape[1] > MOST_EXPERTS_ON_GPU):
         return None
     if torch.compiler.is_compiling():
         return op.decide if _exists(scores.device.type) else None

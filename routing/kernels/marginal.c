@@ -10,6 +10,8 @@
 #include <string.h>
 
 #define ONE ((double)((int64_t)1 << 40))
+/* Scores times this have the same quotients, and a sum that is no denormal. */
+#define LARGE 0x1p100f
 
 typedef struct {
     int64_t rows, experts, top_k, classes, max_tokens, slack; /* slack: units of 2^-40 */
@@ -170,6 +172,40 @@ static void refill(const Problem *p, const float *ranking, const int64_t *plain,
     }
 }
 
+/* How many of the `n` experts in `turn` are to go for the layer to be cheapest, the fewest of equals.
+ * Rows' slots move as their experts go. `counts` [E] are plain top-k's, `open` [E] its experts,
+ * `indices` and `used` its slots; all are scratch after.
+ */
+static int64_t cheapest(const Problem *p, const float *ranking, const int64_t *plain,
+                        const uint8_t *real, const int64_t *turn, int64_t n,
+                        const double whole[2], int64_t *counts, uint8_t *open, int64_t *indices,
+                        uint8_t *used, int64_t *keys) {
+    const int64_t T = p->rows, E = p->experts, K = p->top_k;
+    double least = relative(p, whole, whole);
+    int64_t best = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double then[2];
+        open[turn[i]] = 0;
+        for (int64_t t = 0; t < T; t++) {
+            int64_t *mine = indices + t * K;
+            uint8_t *in_use = used + t * K;
+            int holds = 0;
+            if (real && !real[t]) continue;
+            for (int64_t j = 0; j < K; j++) holds |= in_use[j] && mine[j] == turn[i];
+            if (!holds) continue;
+            for (int64_t j = 0; j < K; j++) counts[mine[j]] -= in_use[j];
+            refill(p, ranking + t * E, plain + t * K, open, mine, in_use, keys);
+            for (int64_t j = 0; j < K; j++) counts[mine[j]] += in_use[j];
+        }
+        layer_price(p, counts, then);
+        if (relative(p, then, whole) < least) {
+            least = relative(p, then, whole);
+            best = i + 1;
+        }
+    }
+    return best;
+}
+
 /* Returns 1 where anything changed, 0 where plain top-k stays, -1 where memory ran out.
  *
  * scores, ranking [T, E]; plain [T, k]; plain_weights [T, k]; real, changeable [T] (NULL: all).
@@ -180,7 +216,7 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
                       const uint8_t *changeable, int64_t *indices, float *weights, uint8_t *used,
                       double *lost, int64_t *counts) {
     const int64_t T = p->rows, E = p->experts, K = p->top_k;
-    int64_t *whole_numbers = calloc((size_t)(5 * E + T * (K + 1) + K), sizeof(int64_t));
+    int64_t *whole_numbers = calloc((size_t)(6 * E + T * (K + 1) + K), sizeof(int64_t));
     double *saving = malloc((size_t)E * sizeof(double));
     Offer *offers = malloc((size_t)E * sizeof(Offer));
     uint8_t *flags = calloc((size_t)(5 * E), 1);
@@ -189,7 +225,7 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
     if (!whole_numbers || !saving || !offers || !flags || !keys) goto done;
     int64_t *mass = whole_numbers, *keepers = mass + E, *after = keepers + E;
     int64_t *objections = after + E, *ranked = objections + E, *share = ranked + E;
-    int64_t *row_lost = share + T * K, *at_stake = row_lost + T;
+    int64_t *row_lost = share + T * K, *at_stake = row_lost + T, *turn = at_stake + K;
     uint8_t *gone = flags, *open = gone + E, *awake = open + E, *offered = awake + E;
     uint8_t *state = offered + E;
 
@@ -204,7 +240,7 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
         may = may && all_finite(row, E);
         double total = 0.0;
         for (int64_t j = 0; j < K; j++) total += (double)row[chosen[j]];
-        if (total < 1.1754943508222875e-38) total = 1.1754943508222875e-38;
+        if (total < 1e-300) total = 1e-300; /* of scores that are all 0 */
         for (int64_t j = 0; j < K; j++) {
             int64_t e = chosen[j];
             int64_t part = may ? (int64_t)((double)row[e] / total * ONE) : 0;
@@ -229,7 +265,7 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
             total += (double)row[chosen[j]];
             keys[chosen[j]] = 0;
         }
-        if (total < 1.1754943508222875e-38) total = 1.1754943508222875e-38;
+        if (total < 1e-300) total = 1e-300;
         int32_t most = largest(keys, E); /* of scores, at least 0: their bits are in order */
         float instead;
         memcpy(&instead, &most, sizeof instead);
@@ -250,8 +286,9 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
     int64_t n = 0;
     for (int64_t e = 0; e < E; e++)
         if (state[e]) offers[n++] = offers[e];
-    if (p->budget < 1.0) qsort(offers, (size_t)n, sizeof(Offer), by_price);
+    if (p->budget < 1.0 || p->classes > 1) qsort(offers, (size_t)n, sizeof(Offer), by_price);
     double saved = 0.0, fair = p->lam * ONE * (double)real_rows;
+    int64_t turns = 0; /* those aimed at the budget first, then the others by price */
     changed = 0;
     for (int round = 1; round <= 2; round++)
         for (int64_t at = 0; at < n; at++) {
@@ -261,13 +298,30 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
             gone[e] = offers[at].price < fair || aimed;
             changed |= gone[e];
             saved += saving[e];
+            if (!aimed) continue;
+            turn[turns++] = e;
+            state[e] = 0;
         }
+    for (int64_t at = 0; at < n; at++)
+        if (gone[offers[at].expert] && state[offers[at].expert]) turn[turns++] = offers[at].expert;
     memcpy(indices, plain, (size_t)(T * K) * sizeof(int64_t));
     memcpy(weights, plain_weights, (size_t)(T * K) * sizeof(float));
     memset(used, 1, (size_t)(T * K));
     memset(lost, 0, (size_t)T * sizeof(double));
     if (!changed) goto done;
 
+    if (p->classes > 1) {
+        for (int64_t e = 0; e < E; e++) open[e] = counts[e] > 0;
+        memcpy(after, counts, (size_t)E * sizeof(int64_t));
+        int64_t stay = cheapest(p, ranking, plain, real, turn, turns, whole, after, open, indices,
+                                used, ranked);
+        changed = stay > 0;
+        for (; stay < turns; stay++) gone[turn[stay]] = 0;
+        memset(after, 0, (size_t)E * sizeof(int64_t));
+        memcpy(indices, plain, (size_t)(T * K) * sizeof(int64_t));
+        memset(used, 1, (size_t)(T * K));
+        if (!changed) goto done;
+    }
     for (int64_t e = 0; e < E; e++) open[e] = counts[e] > 0 && !gone[e];
     for (int64_t t = 0; t < T; t++) {
         int64_t given_up = 0, loses = 0;
@@ -283,14 +337,14 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
             float sum = 0.0f, total = 0.0f;
             for (int64_t j = 0; j < K; j++) {
                 total += plain_weights[t * K + j];
-                if (slot_used[j]) sum += scores[t * E + mine[j]];
+                if (slot_used[j]) sum += scores[t * E + mine[j]] * LARGE;
             }
             /* Where all that is left has a score of 0, its experts weigh the same. */
             int equal = !(sum > 0.0f);
             for (int64_t j = 0; equal && j < K; j++) sum += slot_used[j];
             if (sum < FLT_MIN) sum = FLT_MIN;
             for (int64_t j = 0; j < K; j++) {
-                float score = equal ? 1.0f : scores[t * E + mine[j]];
+                float score = equal ? 1.0f : scores[t * E + mine[j]] * LARGE;
                 weights[t * K + j] = slot_used[j] ? score / sum * total : 0.0f;
             }
             lost[t] = (double)given_up / ONE;
@@ -298,7 +352,7 @@ int costprof_marginal(const Problem *p, const float *scores, const float *rankin
         for (int64_t j = 0; j < K; j++) after[indices[t * K + j]] += used[t * K + j];
     }
     layer_price(p, after, then);
-    if (relative(p, then, whole) > relative(p, whole, whole)) {
+    if (relative(p, then, whole) >= relative(p, whole, whole)) {
         memcpy(indices, plain, (size_t)(T * K) * sizeof(int64_t));
         memcpy(weights, plain_weights, (size_t)(T * K) * sizeof(float));
         memset(used, 1, (size_t)(T * K));

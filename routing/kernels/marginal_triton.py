@@ -101,7 +101,7 @@ def decide_marginal(  # type: ignore[no-untyped-def]
         for j in tl.static_range(TOP_K):
             e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
             total += tl.load(scores + t * experts + e, mask=is_row, other=0.0).to(tl.float64)
-        total = tl.maximum(total, 1.1754943508222875e-38)
+        total = tl.maximum(total, 1e-300)
         real_rows += counted.to(tl.int64)
         for j in tl.static_range(TOP_K):
             e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
@@ -131,7 +131,7 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             e = tl.load(plain + t * TOP_K + j, mask=is_row, other=0)
             closed = closed | (cols[None, :] == e[:, None])
             total += tl.load(scores + t * experts + e, mask=is_row, other=0.0).to(tl.float64)
-        total = tl.maximum(total, 1.1754943508222875e-38)
+        total = tl.maximum(total, 1e-300)
         row = tl.load(scores + place, mask=inside, other=0.0)
         instead = tl.max(tl.where(closed, 0.0, row), axis=1).to(tl.float64)
         changes = is_row & (own > 0)  # real, and may be changed
@@ -226,6 +226,7 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             saved += tl.where(ahead & (one_round > 0), tl.load(saving_of + other), 0.0)
         gone = gone | (saved < 1.0 - budget)
     gone = gone & may_go
+    drops = tl.sum(gone.to(tl.int32), axis=0) > 0
     is_open = active & (gone == 0)
 
     after = tl.zeros([BLOCK_E], dtype=tl.int64)
@@ -247,7 +248,7 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             spare = tl.where(cols[None, :] == e[:, None], -float("inf"), spare)
             plain_sum += tl.load(plain_weights + t * TOP_K + j, mask=is_row, other=0.0)
             total += tl.load(scores + t * experts + e, mask=is_row, other=0.0).to(tl.float64)
-        total = tl.maximum(total, 1.1754943508222875e-38)
+        total = tl.maximum(total, 1e-300)
         first = tl.load(plain + t * TOP_K, mask=is_row, other=0)
         kept_sum = tl.zeros([BLOCK_T], dtype=tl.float32)
         slots_left = tl.zeros([BLOCK_T], dtype=tl.float32)
@@ -269,7 +270,8 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             chosen = tl.where(taken, best, tl.where(loses, first, e))
             in_use = (loses == 0) | found
             new = tl.load(scores + t * experts + chosen, mask=is_row, other=0.0)
-            kept_sum += tl.where(in_use, new, 0.0)
+            # Times 2^100 quotients are the same, and no sum is a denormal.
+            kept_sum += tl.where(in_use, new * 1.2676506002282294e30, 0.0)
             slots_left += in_use.to(tl.float32)
             changed += loses.to(tl.int32)
             hit = (cols[None, :] == chosen[:, None]) & (counted & in_use)[:, None]
@@ -286,7 +288,7 @@ def decide_marginal(  # type: ignore[no-untyped-def]
             in_use = tl.load(used + t * TOP_K + j, mask=is_row, other=0) != 0
             score = tl.load(scores + t * experts + chosen, mask=is_row, other=0.0)
             old = tl.load(plain_weights + t * TOP_K + j, mask=is_row, other=0.0)
-            new = tl.where(equal, 1.0, score) / below * plain_sum
+            new = tl.where(equal, 1.0, score * 1.2676506002282294e30) / below * plain_sum
             new = tl.where(in_use, new, 0.0)
             tl.store(weights + t * TOP_K + j, tl.where(changed > 0, new, old), mask=is_row)
 
@@ -296,9 +298,9 @@ def decide_marginal(  # type: ignore[no-untyped-def]
     then = (tl.sum(then_first, axis=0) + tl.load(base)) * of_first + (
         tl.sum(then_second, axis=0) + tl.load(base + 1)
     ) * of_second
-    dearer = then > whole_first * of_first + whole_second * of_second
-    tl.store(counts_out + cols, tl.where(dearer, counts, after), mask=expert)
-    if dearer:
+    no_cheaper = drops & (then >= whole_first * of_first + whole_second * of_second)
+    tl.store(counts_out + cols, tl.where(no_cheaper, counts, after), mask=expert)
+    if no_cheaper:
         for start in range(0, rows, BLOCK_T):
             t = start + tl.arange(0, BLOCK_T)
             is_row = t < rows

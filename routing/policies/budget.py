@@ -9,7 +9,7 @@ import torch
 
 from costprof.costmodel.table import CostTable
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
-from costprof.routing.parameters import check_whole
+from costprof.routing.parameters import set_whole
 from costprof.routing.pruning import gate_shares, sum_by_expert
 from costprof.routing.reselection import batch_rows, first_slots, restrict, wanted_by
 
@@ -39,8 +39,8 @@ class Budget:
     keep: int = 1
 
     def __post_init__(self) -> None:
-        check_whole("experts", self.experts, 1, optional=True)
-        check_whole("keep", self.keep, 1)
+        set_whole(self, "experts", 1, optional=True)
+        set_whole(self, "keep", 1)
 
     @property
     def neutral(self) -> bool:

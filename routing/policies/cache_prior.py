@@ -12,7 +12,7 @@ from costprof.costmodel.table import CostTable
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
 from costprof.routing.gate import gate_logits
 from costprof.routing.history import Resident, known
-from costprof.routing.parameters import check_number, check_whole
+from costprof.routing.parameters import set_number, set_whole
 from costprof.routing.pruning import sum_by_expert
 from costprof.routing.reselection import finite_rows, first_slots, rerank, shifted_ranking
 
@@ -44,8 +44,8 @@ class CachePrior:
     top_j: int = 1
 
     def __post_init__(self) -> None:
-        check_number("lam", self.lam)
-        check_whole("top_j", self.top_j, 1)
+        set_number(self, "lam")
+        set_whole(self, "top_j", 1)
 
     @property
     def neutral(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from costprof.costmodel.table import CostTable
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
 from costprof.routing.objective import expert_constants
-from costprof.routing.parameters import check_number, check_whole
+from costprof.routing.parameters import set_number, set_whole
 from costprof.routing.reselection import finite_rows, rerank, shifted_ranking
 
 
@@ -41,9 +41,9 @@ class CostBias:
     tokens: int = 1
 
     def __post_init__(self) -> None:
-        check_number("alpha", self.alpha)
-        check_number("beta", self.beta)
-        check_whole("tokens", self.tokens, 1)
+        set_number(self, "alpha")
+        set_number(self, "beta")
+        set_whole(self, "tokens", 1)
 
     @property
     def neutral(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from costprof.costmodel.table import CostTable
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
-from costprof.routing.parameters import check_whole
+from costprof.routing.parameters import set_whole
 from costprof.routing.reselection import finite_rows, first_slots, replace
 
 
@@ -29,7 +29,7 @@ class Fewer:
     k: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole("k", self.k, 1, optional=True)
+        set_whole(self, "k", 1, optional=True)
 
     @property
     def neutral(self) -> bool:

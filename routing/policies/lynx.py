@@ -9,7 +9,7 @@ import torch
 
 from costprof.costmodel.table import CostTable
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
-from costprof.routing.parameters import check_number
+from costprof.routing.parameters import set_number
 from costprof.routing.pruning import ONE, gate_shares, sum_by_expert
 from costprof.routing.reselection import batch_rows, first_slots, restrict, wanted_by
 
@@ -41,8 +41,8 @@ class Lynx:
     affinity: float = 0.15
 
     def __post_init__(self) -> None:
-        check_number("drop", self.drop, 0.0, 1.0)
-        check_number("affinity", self.affinity, 0.0, 1.0)
+        set_number(self, "drop", 0.0, 1.0)
+        set_number(self, "affinity", 0.0, 1.0)
 
     @property
     def neutral(self) -> bool:

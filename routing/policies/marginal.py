@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from costprof.costmodel.table import CostTable
+from costprof.routing.cheapest import cheapest_prefix, prices_differ, turns
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
 from costprof.routing.kernels.dispatch import compiled_decision
 from costprof.routing.kernels.terms import Decide, Terms
 from costprof.routing.objective import Objective
-from costprof.routing.parameters import check_number
+from costprof.routing.parameters import set_flag, set_number
 from costprof.routing.price_columns import PriceColumns, price_columns
 from costprof.routing.pruning import (
     ONE,
@@ -47,14 +48,22 @@ class Marginal:
     still active (as OEA does, arXiv 2511.02237). Weights of a changed row are scaled so that they
     sum to what its plain top-k's summed to.
 
+    Where experts are of several classes, what one's tokens cost elsewhere depends on where they go.
+    Of the experts that would go, those that go for the budget first, then in the order of harm over
+    saving, only as many do as make the layer cheapest, the fewest of equals (`cheapest`).
+
     Promised to every row: it keeps its first expert and at least `q` of its own top-k gate mass
-    (what it refills with does not count). The predicted cost is never above plain top-k's: where
-    refilling would make it so, nothing changes. More `lam`, or less `budget`, drops a superset
-    (or, where only that makes the layer dearer, as weight on balance can, nothing).
+    (what it refills with does not count). Where anything changes the predicted cost is below plain
+    top-k's. More `lam` (at one `budget`), or less `budget` (at a `lam` of 0), drops a superset. It
+    costs no more where experts are of several classes, or of one whose price is a wake-up and so
+    much a token, the weight on balance being 0. Of experts of one class with any other price, or
+    under weight on balance, it may cost more again, and where that is no less than plain top-k's
+    nothing is dropped.
 
     The cost is any `Objective`. Heat and stored bytes are prices of an expert by its own tokens, as
     latency and energy are: of these any two at once are decided on by compiled code
-    (`price_columns`). Three of them, or any weight on balance, are left to tensors.
+    (`price_columns`). Three of them, or any weight on balance, are left to tensors, as are experts
+    of several classes on a GPU.
 
     Only real decode rows that are alone of their sequence in the batch are changed
     (`Rows.lone_decode`); experts the other rows need stay, and can be refilled from. Nothing here
@@ -81,9 +90,10 @@ class Marginal:
     prefill: bool = False
 
     def __post_init__(self) -> None:
-        check_number("lam", self.lam)
-        check_number("budget", self.budget, 0.0, 1.0)
-        check_number("q", self.q, 0.0, 1.0)
+        set_number(self, "lam")
+        set_number(self, "budget", 0.0, 1.0)
+        set_number(self, "q", 0.0, 1.0)
+        set_flag(self, "prefill")
 
     @property
     def neutral(self) -> bool:
@@ -106,9 +116,10 @@ class Marginal:
             TableError: the table does not price the objective.
         """
         columns = price_columns(self.objective, table, plain.scores.device)
-        decide = None if columns is None else compiled_decision(plain)
-        if decide is not None and columns is not None:
-            return self._compiled(decide, plain, columns, rows), history
+        if columns is not None:
+            decide = compiled_decision(plain, search=columns.lookup.n_classes > 1)
+            if decide is not None:
+                return self._compiled(decide, plain, columns, rows), history
         n_experts, real = table.n_experts, rows.real.unsqueeze(-1)
         changeable = rows.real if self.prefill else rows.lone_decode()
         # A row that is not finite must not steer the others.
@@ -126,13 +137,17 @@ class Marginal:
         saving = self._savings(table, counts)
         price = torch.where((keepers == 0) & (saving > 0.0), harm / saving, torch.inf)
         rank = drop_ranks(price, plain.indices, share, slack_mass(self.q))
-        gone = self._gone(price, saving, rank, rows.real.sum())
+        gone, aimed = self._gone(price, saving, rank, rows.real.sum())
+        if prices_differ(table):
+            turn = turns(gone, aimed, rank, price)
+            gone = cheapest_prefix(plain, turn, counts, rows.real, self.objective, table)
+            return replace(plain, gone[plain.indices], (counts > 0) & ~gone), history
 
         lost = gone[plain.indices]
         chosen = replace(plain, lost, (counts > 0) & ~gone)
         after = sum_by_expert(chosen.indices, (chosen.used & real).to(torch.int64), n_experts)
         cost = self.objective.layer(torch.stack([after, counts]), table, plain=counts)
-        return replace(plain, lost & (cost[0] <= cost[1]), (counts > 0) & ~gone), history
+        return replace(plain, lost & (cost[0] < cost[1]), (counts > 0) & ~gone), history
 
     def _compiled(
         self, decide: Decide, plain: Selection, columns: PriceColumns, rows: Rows
@@ -157,13 +172,18 @@ class Marginal:
         saving: Tensor = own - counts * a_token.clamp_min(0.0)
         return saving
 
-    def _gone(self, price: Tensor, saving: Tensor, rank: Tensor, rows: Tensor) -> Tensor:
-        """Which experts go, [E] bool, of those whose `rank` says that they may."""
+    def _gone(
+        self, price: Tensor, saving: Tensor, rank: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Which experts go, and which of them for the budget, [E] bool.
+
+        They are of those whose `rank` says that they may.
+        """
         may = rank < rank.numel()
-        gone = price < self.lam * ONE * rows
+        gone, aimed = price < self.lam * ONE * rows, torch.zeros_like(may)
         if self.budget < 1.0:
             order = torch.argsort(rank, stable=True)
             saved = (saving * may)[order]
             unmet = saved.cumsum(0) - saved < 1.0 - self.budget
-            gone = gone | torch.zeros_like(gone).scatter_(0, order, unmet)
-        return gone & may
+            aimed = aimed.scatter(0, order, unmet) & may
+        return (gone & may) | aimed, aimed

@@ -7,7 +7,7 @@ from typing import Any
 
 from costprof.costmodel.table import CostTable
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
-from costprof.routing.parameters import check_whole
+from costprof.routing.parameters import set_whole
 from costprof.routing.reselection import batch_rows, first_slots, restrict, wanted_by
 
 
@@ -33,7 +33,7 @@ class OEA:
     k0: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole("k0", self.k0, 1, optional=True)
+        set_whole(self, "k0", 1, optional=True)
 
     @property
     def neutral(self) -> bool:

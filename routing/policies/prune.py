@@ -11,7 +11,7 @@ from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
 from costprof.routing.history import Usage, known
-from costprof.routing.parameters import check_experts, check_number
+from costprof.routing.parameters import check_experts, set_number
 from costprof.routing.pruning import sum_by_expert
 from costprof.routing.reselection import close, expert_mask, finite_rows
 
@@ -44,8 +44,8 @@ class Prune:
 
     def __post_init__(self) -> None:
         check_experts("off", self.off)
-        check_number("share", self.share, 0.0, 1.0)
-        check_number("decay", self.decay, 0.0, 1.0)
+        set_number(self, "share", 0.0, 1.0)
+        set_number(self, "decay", 0.0, 1.0)
 
     @property
     def neutral(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from costprof.costmodel.table import CostTable
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
-from costprof.routing.parameters import check_number
+from costprof.routing.parameters import set_number
 from costprof.routing.reselection import finite_rows, replace
 
 
@@ -30,7 +30,7 @@ class Skip:
     beta: float = 0.0
 
     def __post_init__(self) -> None:
-        check_number("beta", self.beta, 0.0, 1.0)
+        set_number(self, "beta", 0.0, 1.0)
 
     @property
     def neutral(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from costprof.costmodel.table import CostTable
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
 from costprof.routing.history import Balance, Usage, known
-from costprof.routing.parameters import check_number, check_whole
+from costprof.routing.parameters import set_number, set_whole
 from costprof.routing.pruning import sum_by_expert
 from costprof.routing.reselection import finite_rows, first_slots, rerank
 
@@ -44,10 +44,10 @@ class StatisticalBalance:
     keep: int = 1
 
     def __post_init__(self) -> None:
-        check_number("rate", self.rate)
-        check_number("decay", self.decay, 0.0, 1.0)
-        check_number("max_bias", self.max_bias)
-        check_whole("keep", self.keep, 1)
+        set_number(self, "rate")
+        set_number(self, "decay", 0.0, 1.0)
+        set_number(self, "max_bias")
+        set_whole(self, "keep", 1)
 
     @property
     def neutral(self) -> bool:

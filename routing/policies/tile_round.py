@@ -11,7 +11,7 @@ from torch import Tensor
 from costprof.costmodel.table import CostTable
 from costprof.routing.contract import Gate, Rows, Selection, SystemState
 from costprof.routing.objective import Objective
-from costprof.routing.parameters import check_number, check_whole
+from costprof.routing.parameters import set_flag, set_number, set_whole
 from costprof.routing.pruning import ONE, drop_ranks, gate_shares, sum_by_expert
 from costprof.routing.reselection import batch_rows, first_slots, replace
 
@@ -50,8 +50,9 @@ class TileRound:
     objective: Objective = _LATENCY
 
     def __post_init__(self) -> None:
-        check_whole("block_m", self.block_m, 1)
-        check_number("q", self.q, 0.0, 1.0)
+        set_whole(self, "block_m", 1)
+        set_number(self, "q", 0.0, 1.0)
+        set_flag(self, "prefill")
 
     @property
     def neutral(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from costprof.core.errors import InputError
 from costprof.routing import Gate
-from costprof.routing.gate import gate_ranking, select
+from costprof.routing.gate import gate_ranking, gate_scores, select
 
 T, E = 5, 16
 
@@ -95,10 +95,23 @@ def test_a_row_whose_scores_underflow_has_weight_zero_not_nan() -> None:
     assert selection.weights.tolist() == [[0.0, 0.0]]
 
 
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_a_row_has_the_same_scores_in_any_batch(score: str) -> None:
+    """Tails of vectors, of 1 to 15 values, round no other way than vectors."""
+    gate = Gate(top_k=2, score=score)  # type: ignore[arg-type]
+    logits = torch.randn(2000, 7, generator=torch.Generator().manual_seed(0)) * 3
+    together = gate_scores(logits, gate)
+    alone = torch.cat([gate_scores(row, gate) for row in logits.split(1)])
+    assert torch.equal(alone, together)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"top_k": 0}, "top_k is 0; the gate cannot be built; give at least 1"),
+        ({"top_k": 0}, "top_k is 0; the gate cannot be built; use a whole number of at least 1"),
+        ({"top_k": 2.5}, "top_k is 2.5; .*; use a whole number"),
+        ({"top_k": True}, "top_k is True; .*; use a whole number"),
+        ({"top_k": 2, "scaling": math.nan}, "scaling is nan; .*; use -1e[+]30 … 1e[+]30"),
         ({"top_k": 2, "score": "relu"}, "score 'relu' is unknown; .*; use softmax or sigmoid"),
         ({"top_k": 2, "n_group": 2, "topk_group": 3}, "topk_group 3 of 2 groups; .*; choose"),
     ],

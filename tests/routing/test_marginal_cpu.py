@@ -53,6 +53,8 @@ def test_this_machine_compiles_it() -> None:
     described=st.booleans(),
     gate=st.sampled_from([*GATES, BIASED]),
     which=st.integers(0, 1),
+    steps=st.sampled_from([None, 1.0, 0.25]),
+    width=st.sampled_from([2.0, 2.0, 60.0]),
 )
 def test_it_decides_as_tensors_do(
     seed: int,
@@ -64,10 +66,14 @@ def test_it_decides_as_tensors_do(
     described: bool,
     gate: Gate,
     which: int,
+    steps: float | None,
+    width: float,
     tables: list[CostTable],
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(tokens, E, generator=generator) * 2
+    logits = torch.randn(tokens, E, generator=generator) * width  # 60: scores of 0
+    if steps is not None:  # ties
+        logits = (logits / steps).round() * steps
     rows = None
     if described and tokens:
         coin = torch.rand(3, tokens, generator=generator) < 0.8

@@ -21,7 +21,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture(scope="module")
 def table(make_table: Callable[..., CostTable]) -> CostTable:
-    return make_table([(100.0, 1.0, 2.0), (20.0, 6.0, 3.0)] * (E // 2), 4)
+    return make_table([(100.0, 1.0, 2.0)] * E, 4)  # of several classes tensors decide
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 19])
@@ -67,3 +67,22 @@ def test_it_decides_as_c_does(
     assert torch.equal(got.counts.cpu(), wanted.counts)
     assert torch.allclose(got.weights.cpu()[whose], wanted.weights[whose], rtol=1e-6, atol=0)
     assert torch.equal(got.gate_mass_lost.cpu()[whose], wanted.gate_mass_lost[whose])
+
+
+def test_weights_sum_to_the_models_where_only_denormal_scores_are_left(table: CostTable) -> None:
+    logits = torch.full((3, E), -99.0)
+    logits[:, 9] = 0.0
+    logits[:, :4] = torch.tensor([-97.0, -98.0, -97.5, -97.2])
+    bias = torch.zeros(E)
+    bias[:4] = 2.0
+    gate = Gate(top_k=4, bias=bias.to(DEVICE), renormalise=False)
+    plain = select(logits.to(DEVICE), gate)
+    got = marginal_gpu.decide(
+        plain,
+        table.lookup(plain.scores.device),
+        Terms(1.0, 0.0, 50.0, 1.0, ONE),
+        real=None,
+        changeable=None,
+    )
+    assert not got.used.all()
+    torch.testing.assert_close(got.weights.sum(-1), plain.weights.sum(-1), rtol=1e-6, atol=0)

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_batches import BALANCED, MIXED, OBJECTIVES, E
 
+from costprof.core.errors import TableError
 from costprof.costmodel.table import CostTable
 from costprof.routing.objective import Objective
-from costprof.routing.price_columns import price_columns
+from costprof.routing.price_columns import _KNOWN, price_columns
 
 CPU = torch.device("cpu")
 
@@ -60,11 +61,39 @@ def test_columns_are_made_once_and_go_with_their_table(
     make_table: Callable[..., CostTable],
 ) -> None:
     dropped = make_table(MIXED, 4)
-    assert price_columns(Objective(), dropped, CPU) is price_columns(Objective(), dropped, CPU)
+    first, again = (price_columns(Objective(), dropped, CPU) for _ in range(2))
+    assert first is not None
+    assert again is not None
+    assert first.lookup is again.lookup
+    del first, again
     remembered = weakref.ref(dropped)
     del dropped
     gc.collect()
     assert remembered() is None
+
+
+def test_new_weights_make_no_new_columns(make_table: Callable[..., CostTable]) -> None:
+    table = make_table(MIXED, 4)
+    lookups = set()
+    for step in range(1, 400):
+        goal = Objective(latency=1.0, energy=step / 400)
+        columns = price_columns(goal, table, CPU)
+        assert columns is not None
+        assert columns.weights == pytest.approx((1 / (1 + step / 400), step / (400 + step)))
+        lookups.add(id(columns.lookup))
+    assert len(lookups) == 1
+    assert len(_KNOWN[table]) == 1
+
+
+def test_terms_are_checked_whatever_was_asked_for_before(
+    make_table: Callable[..., CostTable],
+) -> None:
+    free = make_table([(100.0, 1.0, 0.0)] * E, 4)
+    assert price_columns(Objective(), free, CPU) is not None
+    for goal in (Objective(energy=1), Objective(energy=1, memory=1, balance=1)):
+        for _ in range(2):
+            with pytest.raises(TableError, match="nothing can be routed by energy"):
+                price_columns(goal, free, CPU)
 
 
 @pytest.mark.parametrize("objective", [Objective(), Objective(latency=1, memory=1)])
