@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -14,9 +15,17 @@ from torch import Tensor, nn
 
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
-from costprof.routing import Gate, Rows, SystemState, route
+from costprof.routing import Gate, SystemState
 from costprof.routing.contract import Policy
-from costprof.runtime.integrations.batch import Batch, describe, unknown
+from costprof.runtime.integrations.batch import Batch, Packed, describe
+from costprof.runtime.integrations.calls import (
+    Call,
+    Decision,
+    call_of_backward,
+    decide,
+    in_backward,
+    mark,
+)
 from costprof.runtime.integrations.families import (
     check_gate_of,
     find_routers,
@@ -111,12 +120,12 @@ class Attached:
         self._routers = dict(routers)
         self._gate = gate
         self._gates_checked = False
+        self._history: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._thread = _PerThread()
         self.policy = policy
         self._recorder = Recorder(self.tables, keep=keep)
-        self._history: dict[str, Any] = {}
         self._batches = 0
-        self._called = False
-        self._batch: Batch | None = None
         self._parameters = list(inspect.signature(model.forward).parameters)
         self._handles = [
             model.register_forward_pre_hook(_BeforeModel(self), with_kwargs=True),
@@ -127,6 +136,8 @@ class Attached:
     @property
     def policy(self) -> Policy | None:
         """What may change the choice of experts; may be replaced between calls.
+
+        Whatever is set starts without a history, the same policy set again as well.
 
         Raises:
             InputError: when set for the first time, if the gate is not the routers'.
@@ -139,22 +150,25 @@ class Attached:
             for name, router in self._routers.items():
                 check_gate_of(name, router, self._gate or gate_of(router))
             self._gates_checked = True
-        self._policy = policy
+        with self._lock:
+            self._policy = policy
+            self._history.clear()
 
     @property
     def records(self) -> list[LayerRecord]:
         """The last layer calls, oldest first; priced when asked for."""
-        return self._recorder.records()
+        with self._lock:
+            return self._recorder.records()
 
     def summary(self, *, is_prefill: bool | None = None) -> Summary:
         """Return sums over all prefill calls, decode calls, or (None) both."""
-        return self._recorder.summary(is_prefill=is_prefill)
+        with self._lock:
+            return self._recorder.summary(is_prefill=is_prefill)
 
     def detach(self) -> None:
         """Leave the model as it was found; what was recorded stays readable."""
         for handle in self._handles:
             handle.remove()
-        self._batch = None
 
     def __enter__(self) -> Attached:
         return self
@@ -167,17 +181,32 @@ class Attached:
     ) -> None:
         self.detach()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to threads: a copied model brings its own."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_thread")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _thread=_PerThread())
+
     def before_model(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Note what a forward call says of its rows."""
+        if in_backward():
+            self._check_known_again()
+            return
         arguments = dict(zip(self._parameters, args, strict=False)) | dict(kwargs)
-        self._called = False
-        self._batch = describe(arguments)
+        batch = describe(arguments)
+        with self._lock:
+            number, self._batches = self._batches, self._batches + 1
+        self._thread.call = Call(number, batch, keeps=torch.is_grad_enabled())
 
-    def after_model(self, *, finished: bool) -> None:
-        """Forget the batch, also after an error."""
-        self._batch = None
-        self._batches += 1
-        if finished and not self._called:
+    def after_model(self, output: Any) -> None:
+        """Forget the call, also after an error (where `output` is None)."""
+        call, self._thread.call = self._thread.call, None
+        if call is None or output is None:
+            return
+        if call.decisions:
+            mark(output, call)
+        if not call.called:
             warnings.warn(
                 "the model ran without calling its routers; nothing was recorded or changed; "
                 "turn off kernels that replace whole MoE layers",
@@ -189,52 +218,77 @@ class Attached:
         self, layer: str, router: nn.Module, output: Any
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Record what the router of `layer` decided; return what it shall have decided instead."""
-        logits, weights, indices = triple(layer, output)
-        self._called = True
-        batch = self._batch
-        if batch is None or len(batch) != logits.shape[0]:
-            batch = unknown(logits)
-        changed = self._route(layer, router, (logits, weights, indices), batch)
-        self._recorder.add(
-            layer,
-            batch=self._batches,
-            is_prefill=batch.is_prefill,
-            given=indices if changed is None else changed[1],
-            chosen=indices,
-            gate_mass_lost=None if changed is None else changed[2],
-        )
-        return None if changed is None else (logits, changed[0], changed[1])
+        own = triple(layer, output)
+        if in_backward():
+            return self._again(layer, own)
+        call, batch = self._thread.call, None
+        if call is not None:
+            call.called = True
+            if call.batch is not None and len(call.batch) == own[0].shape[0]:
+                batch = call.batch
+        with self._lock:
+            changed = None
+            if call is not None and batch is not None and self._changes:
+                changed = self._route(layer, router, own, batch, call)
+            self._recorder.add(
+                layer,
+                batch=self._batches if call is None else call.number,
+                is_prefill=True if batch is None else batch.is_prefill,
+                given=own[2] if changed is None else changed[1],
+                chosen=own[2],
+                gate_mass_lost=None if changed is None else changed[2],
+            )
+        return None if changed is None else (own[0], changed[0], changed[1])
+
+    @property
+    def _changes(self) -> bool:
+        return not (self.policy is None or self.policy.neutral or self.batch_invariant)
 
     def _route(
         self,
         layer: str,
         router: nn.Module,
         own: tuple[Tensor, Tensor, Tensor],
-        batch: Batch,
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return weights, indices [T, k] and mean gate mass lost; None to leave all as it is."""
-        if self.policy is None or self.policy.neutral or self.batch_invariant:
-            return None
-        logits, weights, indices = own
-        rows = _on(batch.rows, logits.device)
-        routed = route(
-            logits,
-            table=self.tables[layer],
-            gate=self._gate or gate_of(router),
+        batch: Batch | Packed,
+        call: Call,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weights, indices [T, k] and mean gate mass lost, and go on in the history."""
+        assert self.policy is not None
+        decision = Decision(
             policy=self.policy,
-            rows=rows,
+            gate=self._gate or gate_of(router),
+            rows=batch.rows,
             state=self.state,
             history=self._history.get(layer),
         )
-        self._history[layer] = routed.history
-        same = (routed.indices.sort(dim=-1).values == indices.sort(dim=-1).values).all(dim=-1)
-        keeps = (same & routed.used.all(dim=-1)).unsqueeze(-1)
-        lost = routed.gate_mass_lost.sum() / rows.real.sum().clamp_min(1)
-        return (
-            torch.where(keeps, weights, routed.weights.to(weights.dtype)),
-            torch.where(keeps, indices, routed.indices.to(indices.dtype)),
-            lost,
-        )
+        if call.keeps:
+            call.decisions[layer] = decision
+        weights, indices, lost, history = decide(own, self.tables[layer], decision)
+        self._history[layer] = history
+        return weights, indices, lost
+
+    def _again(
+        self, layer: str, own: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return what was decided when the layer ran first."""
+        call = call_of_backward()
+        decision = None if call is None else call.decisions.get(layer)
+        if decision is None:
+            return None
+        weights, indices, *_ = decide(own, self.tables[layer], decision)
+        return own[0], weights, indices
+
+    def _check_known_again(self) -> None:
+        if self._changes and call_of_backward() is None:
+            raise InputError(
+                "the whole model runs again in a backward pass, and its first run is not known",
+                "what the policy decided cannot be repeated",
+                "checkpoint its layers, or the model with use_reentrant=False",
+            )
+
+
+class _PerThread(threading.local):
+    call: Call | None = None
 
 
 class _Hook:
@@ -251,7 +305,7 @@ class _BeforeModel(_Hook):
 
 class _AfterModel(_Hook):
     def __call__(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.attached.after_model(finished=output is not None)
+        self.attached.after_model(output)
 
 
 class _LayerHook(_Hook):
@@ -267,18 +321,6 @@ def _hooks(model: nn.Module) -> Iterator[_Hook]:
     for module in model.modules():
         hooks: list[Any] = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         yield from (hook for hook in hooks if isinstance(hook, _Hook))
-
-
-def _on(rows: Rows, device: torch.device) -> Rows:
-    if rows.real.device == device:
-        return rows
-    return Rows(
-        real=rows.real.to(device),
-        sequence=rows.sequence.to(device),
-        position=rows.position.to(device),
-        is_prefill=rows.is_prefill.to(device),
-        distinct=rows.distinct,
-    )
 
 
 def _tables_of(

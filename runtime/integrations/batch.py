@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,67 +15,126 @@ class Batch:
     """A forward call of B sequences with Q tokens each, its B·Q rows sequence by sequence.
 
     Attributes:
-        is_prefill: Whether a sequence has more than one token here, or none before it.
+        is_prefill: Whether a sequence has more than one token here, or none before it; a bool []
+            where only the device knows.
     """
 
-    def __init__(self, inputs: Tensor, mask: Tensor | None, past: int) -> None:
-        """Describe `inputs` [B, Q, …] after `past` tokens; `mask` [B, past + Q] is 0 at padding."""
+    def __init__(self, inputs: Tensor, mask: Tensor | None, past: int | Tensor) -> None:
+        """Describe `inputs` [B, Q, …] after `past` tokens.
+
+        `mask` [B, any] is 0 at padding; its column `past` is that of the first token here, and
+        tokens beyond its end count as real. A `past` on a device is [] int64.
+        """
         self._sequences, self._tokens = inputs.shape[:2]
         self._device = inputs.device
         self._mask = mask
         self._past = past
-        self.is_prefill = self._tokens > 1 or past == 0
+        self._rows: Rows | None = None
+        self.is_prefill: bool | Tensor = True if self._tokens > 1 else past == 0
 
     def __len__(self) -> int:
         return self._sequences * self._tokens
 
-    @cached_property
+    @property
     def rows(self) -> Rows:
-        """The rows; made when asked for, as only policies read them."""
+        """The rows; made when first asked for, as only policies read them."""
+        if self._rows is None:
+            self._rows = self._make_rows()
+        return self._rows
+
+    def _make_rows(self) -> Rows:
         sequences, tokens, device = self._sequences, self._tokens, self._device
+        past = self._past.to(device) if isinstance(self._past, Tensor) else self._past
+        column = torch.arange(tokens, device=device) + past
         if self._mask is None:
             real = torch.ones(sequences, tokens, dtype=torch.bool, device=device)
-            position = torch.arange(self._past, self._past + tokens, device=device)
-            position = position.expand(sequences, tokens)
+            position = column.expand(sequences, tokens)
         else:
             mask = self._mask.to(device) != 0
-            real = mask[:, -tokens:]
-            position = (mask.cumsum(dim=-1) - 1).clamp_min(0)[:, -tokens:]
+            seen = column.clamp_max(mask.shape[1] - 1)
+            beyond = column - seen
+            real = mask[:, seen] | (beyond > 0)
+            position = (mask.cumsum(dim=-1)[:, seen] - 1).clamp_min(0) + beyond
         return Rows(
             real=real.reshape(-1),
             sequence=torch.arange(sequences, device=device).repeat_interleave(tokens),
             position=position.reshape(-1),
-            is_prefill=torch.full((len(self),), self.is_prefill, device=device),
+            is_prefill=self._is_prefill_of_rows(),
             distinct=tokens == 1,
         )
 
+    def _is_prefill_of_rows(self) -> Tensor:
+        if isinstance(self.is_prefill, Tensor):
+            return self.is_prefill.to(self._device).expand(len(self))
+        return torch.full((len(self),), self.is_prefill, device=self._device)
 
-def describe(arguments: Mapping[str, Any]) -> Batch | None:
+
+class Packed:
+    """A forward call of T rows with the tokens of several sequences one after another.
+
+    Attributes:
+        is_prefill: [] bool, whether any sequence has more than one token here, or none before it.
+        rows: The rows; those behind the last sequence are padding.
+    """
+
+    def __init__(self, starts: Tensor, position: Tensor) -> None:
+        """Describe rows at `position` [T] in sequences that begin at rows `starts` [S + 1]."""
+        row = torch.arange(position.shape[0], device=position.device)
+        starts = starts.to(position.device, torch.int64)
+        sequence = torch.searchsorted(starts[1:].contiguous(), row, right=True)
+        real = row < starts[-1]
+        tokens = (starts[1:] - starts[:-1])[sequence.clamp_max(starts.shape[0] - 2)]
+        is_prefill = (tokens > 1) | (position == 0)
+        self.is_prefill = (is_prefill & real).any()
+        self.rows = Rows(
+            real=real,
+            sequence=sequence,
+            position=position.to(torch.int64),
+            is_prefill=is_prefill,
+        )
+
+    def __len__(self) -> int:
+        return self.rows.real.shape[0]
+
+
+def describe(arguments: Mapping[str, Any]) -> Batch | Packed | None:
     """Return what `arguments`, by name, of a model's forward call say; None if they do not tell.
 
-    Padding is what a two-dimensional `attention_mask` [B, past + Q] masks; under any other mask
-    every row counts as real. A sequence with several tokens is a prompt (or a part of one, or
-    speculated tokens): no row of it may be routed by what else is in the batch.
+    Padding is what a two-dimensional `attention_mask` masks; under any other mask every row counts
+    as real. How many tokens came before is what the cache says, and without one, how much wider the
+    mask is than the tokens given: a mask for a static cache may be as wide as the cache. A sequence
+    with several tokens is a prompt (or a part of one, or speculated tokens): no row of it may be
+    routed by what else is in the batch. `cu_seq_lens_q` says where the sequences of a packed batch
+    begin.
     """
     inputs = arguments.get("input_ids")
     if not isinstance(inputs, Tensor):
         inputs = arguments.get("inputs_embeds")
     if not isinstance(inputs, Tensor) or inputs.dim() < 2:
         return None
+    starts, position = arguments.get("cu_seq_lens_q"), arguments.get("position_ids")
+    if isinstance(starts, Tensor) and isinstance(position, Tensor):
+        if position.shape != inputs.shape[:2] or inputs.shape[0] != 1 or starts.shape[0] < 2:
+            return None
+        return Packed(starts, position[0])
+    past = _past_tokens(arguments)
     mask = arguments.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= inputs.shape[1]:
-        return Batch(inputs, mask, mask.shape[1] - inputs.shape[1])
-    return Batch(inputs, None, _past_tokens(arguments))
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[0] != inputs.shape[0]:
+        return Batch(inputs, None, 0 if past is None else past)
+    if past is None:
+        past = max(mask.shape[1] - inputs.shape[1], 0)
+    return Batch(inputs, mask, past)
 
 
-def unknown(rows: Tensor) -> Batch:
-    """Describe `rows` [T, …] of which nothing is known: as of one prompt, so none is changed."""
-    return Batch(rows.unsqueeze(0), None, 0)
+def _past_tokens(arguments: Mapping[str, Any]) -> int | Tensor | None:
+    """Return how many tokens the cache holds now, before the model adds to it; None without one.
 
-
-def _past_tokens(arguments: Mapping[str, Any]) -> int:
+    A static cache counts them in a tensor, which is copied as it is: reading it would wait for its
+    device.
+    """
     for name in ("cache", "past_key_values"):  # the new name and the old one
         length = getattr(arguments.get(name), "get_seq_length", None)
         if length is not None:
-            return int(length())
-    return 0
+            tokens = length()
+            return tokens.clone() if isinstance(tokens, Tensor) else int(tokens)
+    return None

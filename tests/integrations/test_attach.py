@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import pytest
 import torch
 from tiny_moes import LAYERS, N_EXPERTS, TOP_K, flat_table, tiny_moe
 from torch import Tensor, nn
+from watching import Watch, cache_name
 
 from costprof.core.errors import InputError
-from costprof.routing import Gate, Marginal, Rows
+from costprof.routing import CachePrior, Gate, Marginal, Skip, StatisticalBalance
 from costprof.runtime.integrations import RouterBypassedWarning, attach, detach
 from costprof.runtime.integrations.batch import describe
 
@@ -31,23 +32,6 @@ def model() -> Any:
 
 def ids(batch: int = 4, length: int = 5) -> Tensor:
     return torch.randint(3, 64, (batch, length), generator=torch.Generator().manual_seed(7))
-
-
-def cache_name(model: Any) -> str:
-    """What this version of transformers calls the cache: `past_key_values` until 5.23."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-
-
-@dataclass(frozen=True)
-class Watch:
-    """A policy that changes nothing and remembers what it was told."""
-
-    told: list[Rows] = field(default_factory=list)
-    neutral = False
-
-    def choose(self, plain: Any, *, rows: Rows, history: Any, **_: Any) -> Any:
-        self.told.append(rows)
-        return plain, (history or 0) + 1
 
 
 @dataclass(frozen=True)
@@ -246,9 +230,21 @@ def test_rows_from_a_models_arguments(arguments: Any, is_prefill: bool, real: li
 
 def test_arguments_that_say_nothing_change_nothing(model: Any) -> None:
     assert describe({"input_ids": None}) is None
-    attached = attach(model, flat_table(), STRONG)
-    model.model(ids(4, 1))  # the inner model, behind the attached one's back
-    assert attached.summary().gate_mass_lost == 0.0
+    plain = model.model(ids(4, 1)).last_hidden_state
+    attached = attach(model, flat_table(), Skip(beta=0.9))
+    # The inner model, behind the attached one's back.
+    assert torch.equal(model.model(ids(4, 1)).last_hidden_state, plain)
+    assert attached.summary().calls == LAYERS
+
+
+def test_a_policy_that_is_set_starts_without_a_history(model: Any) -> None:
+    attached = attach(model, flat_table(), CachePrior(lam=0.5))
+    with torch.no_grad():
+        model(ids())
+        for policy in (StatisticalBalance(rate=0.01), Watch()):
+            attached.policy = policy
+            model(ids())
+    assert set(attached._history.values()) == {1}
 
 
 def test_detach_works_after_an_error_in_a_forward(model: Any) -> None:
@@ -266,7 +262,9 @@ def test_an_error_leaves_no_stale_rows(model: Any) -> None:
     attached = attach(model, flat_table(), Fails())
     with pytest.raises(RuntimeError, match="as told"):
         model(ids())
-    assert attached._batch is None
+    watch = attached.policy = Watch()
+    model.model(ids())  # as many rows as the call that failed
+    assert watch.told == []
 
 
 def test_as_a_context_it_detaches_at_the_end(model: Any) -> None:
@@ -330,3 +328,43 @@ def test_a_model_that_bypasses_its_routers_is_told_of() -> None:
     attach(model, flat_table())
     with pytest.warns(RouterBypassedWarning, match="without calling its routers"):
         model(torch.randn(2, 8))
+
+
+def test_threads_route_their_own_rows(model: Any) -> None:
+    prompt, threads = ids(3, 4), 2  # 12 rows, as many as the others decode at once
+    attached = attach(model, flat_table(), STRONG)
+    with torch.no_grad():
+        plain = model(prompt).logits
+
+    def prefill(number: int) -> bool:
+        with torch.no_grad():
+            return all(torch.equal(model(prompt).logits, plain) for _ in range(40))
+
+    def decode(number: int) -> Tensor:
+        done: Tensor = model.generate(ids(12, 2), max_new_tokens=20, min_new_tokens=20)
+        return done
+
+    with ThreadPoolExecutor(2 * threads) as pool:
+        decoded = pool.map(decode, range(threads))
+        assert all(pool.map(prefill, range(threads)))
+        assert all(torch.equal(each, decode(0)) for each in decoded)
+    calls = {}
+    for record in attached.records:
+        calls.setdefault(record.batch, []).append(record.layer)
+    layers = ["model.layers.0.mlp.gate", GATE]
+    assert all(each == layers for each in calls.values())
+    assert sorted(calls) == list(range(1 + 40 * threads + 20 * (threads + threads)))
+
+
+def test_threads_share_a_history_without_losing_a_batch(model: Any) -> None:
+    attached = attach(model, flat_table(), Watch())
+
+    def run(number: int) -> None:
+        with torch.no_grad():
+            for _ in range(20):
+                model(ids())
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+    assert set(attached._history.values()) == {80}
+    assert attached.summary().calls == 80 * LAYERS
