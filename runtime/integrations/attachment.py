@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
 from costprof.routing import Gate, SystemState
 from costprof.routing.contract import Policy
+from costprof.runtime.integrations.arguments import check_arguments, check_policy, tables_of
 from costprof.runtime.integrations.batch import Batch, Packed, describe
 from costprof.runtime.integrations.calls import (
     Call,
@@ -30,7 +30,6 @@ from costprof.runtime.integrations.families import (
     check_gate_of,
     find_routers,
     gate_of,
-    router_shape,
     triple,
 )
 from costprof.runtime.integrations.records import (
@@ -39,8 +38,6 @@ from costprof.runtime.integrations.records import (
     RouterBypassedWarning,
     Summary,
 )
-
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 def attach(
@@ -74,9 +71,10 @@ def attach(
         keep: How many records `Attached.records` holds at most.
 
     Raises:
-        InputError: no router, one attached already, a layer without a fitting table, or a gate
-            that is not the router's. Nothing is attached then.
+        InputError: no router, one attached already, a layer without a fitting table, a gate that
+            is not the router's, or an argument of another kind. Nothing is attached then.
     """
+    check_arguments(model, table, gate, keep)
     found = find_routers(model, routers)
     for name, router in found.items():
         if any(isinstance(hook, _LayerHook) for hook in router._forward_hooks.values()):
@@ -85,7 +83,7 @@ def attach(
                 "its batches would be recorded and changed twice",
                 "detach the model first",
             )
-    return Attached(model, found, _tables_of(found, table), policy=policy, gate=gate, keep=keep)
+    return Attached(model, found, tables_of(found, table), policy=policy, gate=gate, keep=keep)
 
 
 def detach(model: nn.Module) -> None:
@@ -140,12 +138,14 @@ class Attached:
         Whatever is set starts without a history, the same policy set again as well.
 
         Raises:
-            InputError: when set for the first time, if the gate is not the routers'.
+            InputError: when set to what is no policy, and when set for the first time, if the gate
+                is not the routers'.
         """
         return self._policy
 
     @policy.setter
     def policy(self, policy: Policy | None) -> None:
+        check_policy(policy)
         if policy is not None and not self._gates_checked:
             for name, router in self._routers.items():
                 check_gate_of(name, router, self._gate or gate_of(router))
@@ -321,32 +321,3 @@ def _hooks(model: nn.Module) -> Iterator[_Hook]:
     for module in model.modules():
         hooks: list[Any] = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         yield from (hook for hook in hooks if isinstance(hook, _Hook))
-
-
-def _tables_of(
-    routers: Mapping[str, nn.Module], table: CostTable | Mapping[str | int, CostTable]
-) -> dict[str, CostTable]:
-    """Return the table of each router, checked to be of a layer like its own."""
-    tables = {}
-    for name, router in routers.items():
-        number = _LAYER.search(name)
-        if isinstance(table, CostTable):
-            each: CostTable | None = table
-        else:
-            each = table.get(name) or (table.get(int(number[1])) if number else None)
-        if each is None:
-            raise InputError(
-                f"there is no table for {name}",
-                "nothing was attached",
-                "give one per layer, by the router's module name or the layer's number",
-            )
-        shape = router_shape(name, router)
-        if shape != (each.n_experts, each.moe.top_k):
-            raise InputError(
-                f"{name} chooses {shape[1]} of {shape[0]} experts, "
-                f"the table's {each.moe.name!r} {each.moe.top_k} of {each.n_experts}",
-                "nothing was attached",
-                "use the table (or its moe=) of this layer",
-            )
-        tables[name] = each
-    return tables

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +97,38 @@ def test_a_gate_that_is_not_the_routers_is_refused(model: Any) -> None:
     with pytest.raises(InputError, match="does not weigh experts as sigmoid top-k does"):
         attach(model, flat_table(), STRONG, gate=Gate(top_k=TOP_K, score="sigmoid"))
     assert not any(each._forward_hooks for each in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"model": None}, r"model is None; nothing was attached; give a transformers model"),
+        ({"table": None}, r"table is None; nothing was attached; give a CostTable, or one"),
+        ({"table": [flat_table()]}, r"table is list; nothing was attached; give a CostTable"),
+        ({"table": {0: "t", 1: "t"}}, r"table for .*0\.mlp\.gate is 't'; .*; give a CostTable"),
+        ({"policy": Marginal}, r"Marginal is not a policy; .*; build one, as in Marginal\(lam="),
+        ({"policy": "marginal"}, r"'marginal' is not a policy; .*; build one"),
+        ({"gate": "softmax"}, r"gate is 'softmax'; nothing was attached; give a Gate"),
+        ({"keep": -1}, r"keep is -1; nothing was attached; give a number of records"),
+        ({"keep": 2.5}, r"keep is 2\.5; nothing was attached"),
+        ({"routers": []}, r"routers= is \[\]; nothing was attached; give a list"),
+        ({"routers": GATE}, r"routers= is 'model.*'; nothing was attached; give a list"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_a_line(
+    model: Any, arguments: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(InputError, match=f"^{line}") as refused:
+        attach(**{"model": model, "table": flat_table(), **arguments})
+    assert "\n" not in str(refused.value)
+    assert not any(each._forward_hooks for each in model.modules())
+
+
+def test_no_policy_is_set_that_is_none(model: Any) -> None:
+    attached = attach(model, flat_table(), STRONG)
+    with pytest.raises(InputError, match="Skip is not a policy"):
+        attached.policy = Skip  # type: ignore[assignment]
+    assert attached.policy is STRONG
 
 
 class LoneTopKRouter(nn.Module):
@@ -328,43 +359,3 @@ def test_a_model_that_bypasses_its_routers_is_told_of() -> None:
     attach(model, flat_table())
     with pytest.warns(RouterBypassedWarning, match="without calling its routers"):
         model(torch.randn(2, 8))
-
-
-def test_threads_route_their_own_rows(model: Any) -> None:
-    prompt, threads = ids(3, 4), 2  # 12 rows, as many as the others decode at once
-    attached = attach(model, flat_table(), STRONG)
-    with torch.no_grad():
-        plain = model(prompt).logits
-
-    def prefill(number: int) -> bool:
-        with torch.no_grad():
-            return all(torch.equal(model(prompt).logits, plain) for _ in range(40))
-
-    def decode(number: int) -> Tensor:
-        done: Tensor = model.generate(ids(12, 2), max_new_tokens=20, min_new_tokens=20)
-        return done
-
-    with ThreadPoolExecutor(2 * threads) as pool:
-        decoded = pool.map(decode, range(threads))
-        assert all(pool.map(prefill, range(threads)))
-        assert all(torch.equal(each, decode(0)) for each in decoded)
-    calls = {}
-    for record in attached.records:
-        calls.setdefault(record.batch, []).append(record.layer)
-    layers = ["model.layers.0.mlp.gate", GATE]
-    assert all(each == layers for each in calls.values())
-    assert sorted(calls) == list(range(1 + 40 * threads + 20 * (threads + threads)))
-
-
-def test_threads_share_a_history_without_losing_a_batch(model: Any) -> None:
-    attached = attach(model, flat_table(), Watch())
-
-    def run(number: int) -> None:
-        with torch.no_grad():
-            for _ in range(20):
-                model(ids())
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(run, range(4)))
-    assert set(attached._history.values()) == {80}
-    assert attached.summary().calls == 80 * LAYERS
