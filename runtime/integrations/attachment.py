@@ -16,8 +16,9 @@ from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
 from costprof.routing import Gate, SystemState
 from costprof.routing.contract import Policy
+from costprof.runtime.integrations import traced
 from costprof.runtime.integrations.arguments import check_arguments, check_policy, tables_of
-from costprof.runtime.integrations.batch import Batch, Packed, describe
+from costprof.runtime.integrations.batch import Batch, KnownRows, describe
 from costprof.runtime.integrations.calls import (
     Call,
     Decision,
@@ -119,8 +120,7 @@ class Attached:
         self._gate = gate
         self._gates_checked = False
         self._history: dict[str, Any] = {}
-        self._lock = threading.Lock()
-        self._thread = _PerThread()
+        self._bring_own()
         self.policy = policy
         self._recorder = Recorder(self.tables, keep=keep)
         self._batches = 0
@@ -169,6 +169,7 @@ class Attached:
         """Leave the model as it was found; what was recorded stays readable."""
         for handle in self._handles:
             handle.remove()
+        traced.forget(self._handle)  # graphs compiled before go on without us
 
     def __enter__(self) -> Attached:
         return self
@@ -182,11 +183,17 @@ class Attached:
         self.detach()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to threads: a copied model brings its own."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_thread")}
+        """Leave out what belongs to threads and traces: a copied model brings its own."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_thread", "_handle")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock(), _thread=_PerThread())
+        self.__dict__.update(state)
+        self._bring_own()
+
+    def _bring_own(self) -> None:
+        self._lock = threading.Lock()
+        self._thread = _PerThread()
+        self._handle = traced.handle_of(self)
 
     def before_model(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Note what a forward call says of its rows."""
@@ -214,31 +221,69 @@ class Attached:
                 stacklevel=2,
             )
 
-    def after_router(
-        self, layer: str, router: nn.Module, output: Any
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
+    def after_router(self, layer: str, output: Any) -> tuple[Tensor, Tensor, Tensor] | None:
         """Record what the router of `layer` decided; return what it shall have decided instead."""
         own = triple(layer, output)
+        if not torch.compiler.is_compiling():
+            changed = self.route_layer(layer, own)
+        elif not (torch.is_grad_enabled() and own[1].requires_grad):
+            changed = traced.route_layer(*own, self._handle, layer)
+        elif self._changes:
+            changed = self._outside_graphs(layer, own)
+        else:
+            changed = own[1], traced.observe_layer(own[2], self._handle, layer)
+        return None if changed is None else (own[0], *changed)
+
+    @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
+        reason="the weights a policy decides on need a gradient"
+    )
+    def _outside_graphs(
+        self, layer: str, own: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor] | None:
+        return self.route_layer(layer, own)
+
+    def route_layer(
+        self, layer: str, own: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return weights and indices [T, k] decided instead of a router's `own`, and record them.
+
+        None leaves all as it is, as where the rows are not known.
+        """
         if in_backward():
             return self._again(layer, own)
-        call, batch = self._thread.call, None
-        if call is not None:
-            call.called = True
-            if call.batch is not None and len(call.batch) == own[0].shape[0]:
-                batch = call.batch
+        call = self._thread.call
+        batch = None if call is None else call.batch_of(own[0].shape[0])
         with self._lock:
-            changed = None
-            if call is not None and batch is not None and self._changes:
-                changed = self._route(layer, router, own, batch, call)
+            if call is None or batch is None or not self._changes:
+                self._observe(layer, own[2], call)
+                return None
+            weights, indices, lost = self._route(layer, own, batch, call)
             self._recorder.add(
                 layer,
-                batch=self._batches if call is None else call.number,
-                is_prefill=True if batch is None else batch.is_prefill,
-                given=own[2] if changed is None else changed[1],
+                batch=call.number,
+                is_prefill=batch.is_prefill,
+                given=indices,
                 chosen=own[2],
-                gate_mass_lost=None if changed is None else changed[2],
+                gate_mass_lost=lost,
             )
-        return None if changed is None else (own[0], changed[0], changed[1])
+        return weights, indices
+
+    def observe_layer(self, layer: str, indices: Tensor) -> None:
+        """Record that the router of `layer` chose `indices` [T, k] and nothing changes them."""
+        if not in_backward():
+            with self._lock:
+                self._observe(layer, indices, self._thread.call)
+
+    def _observe(self, layer: str, indices: Tensor, call: Call | None) -> None:
+        batch = None if call is None else call.batch_of(indices.shape[0])
+        self._recorder.add(
+            layer,
+            batch=self._batches if call is None else call.number,
+            is_prefill=True if batch is None else batch.is_prefill,
+            given=indices,
+            chosen=indices,
+            gate_mass_lost=None,
+        )
 
     @property
     def _changes(self) -> bool:
@@ -247,16 +292,15 @@ class Attached:
     def _route(
         self,
         layer: str,
-        router: nn.Module,
         own: tuple[Tensor, Tensor, Tensor],
-        batch: Batch | Packed,
+        batch: Batch | KnownRows,
         call: Call,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return weights, indices [T, k] and mean gate mass lost, and go on in the history."""
         assert self.policy is not None
         decision = Decision(
             policy=self.policy,
-            gate=self._gate or gate_of(router),
+            gate=self._gate or gate_of(self._routers[layer]),
             rows=batch.rows,
             state=self.state,
             history=self._history.get(layer),
@@ -269,14 +313,14 @@ class Attached:
 
     def _again(
         self, layer: str, own: tuple[Tensor, Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
+    ) -> tuple[Tensor, Tensor] | None:
         """Return what was decided when the layer ran first."""
         call = call_of_backward()
         decision = None if call is None else call.decisions.get(layer)
         if decision is None:
             return None
         weights, indices, *_ = decide(own, self.tables[layer], decision)
-        return own[0], weights, indices
+        return weights, indices
 
     def _check_known_again(self) -> None:
         if self._changes and call_of_backward() is None:
@@ -299,11 +343,13 @@ class _Hook:
 
 
 class _BeforeModel(_Hook):
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.attached.before_model(args, kwargs)
 
 
 class _AfterModel(_Hook):
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.attached.after_model(output)
 
@@ -314,7 +360,7 @@ class _LayerHook(_Hook):
         self.layer = layer
 
     def __call__(self, router: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return self.attached.after_router(self.layer, router, output)
+        return self.attached.after_router(self.layer, output)
 
 
 def _hooks(model: nn.Module) -> Iterator[_Hook]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -69,35 +70,35 @@ class Batch:
         return torch.full((len(self),), self.is_prefill, device=self._device)
 
 
-class Packed:
-    """A forward call of T rows with the tokens of several sequences one after another.
+@dataclass(frozen=True, slots=True, eq=False)
+class KnownRows:
+    """A forward call whose rows are at hand; attributes as of `Batch`."""
 
-    Attributes:
-        is_prefill: [] bool, whether any sequence has more than one token here, or none before it.
-        rows: The rows; those behind the last sequence are padding.
-    """
-
-    def __init__(self, starts: Tensor, position: Tensor) -> None:
-        """Describe rows at `position` [T] in sequences that begin at rows `starts` [S + 1]."""
-        row = torch.arange(position.shape[0], device=position.device)
-        starts = starts.to(position.device, torch.int64)
-        sequence = torch.searchsorted(starts[1:].contiguous(), row, right=True)
-        real = row < starts[-1]
-        tokens = (starts[1:] - starts[:-1])[sequence.clamp_max(starts.shape[0] - 2)]
-        is_prefill = (tokens > 1) | (position == 0)
-        self.is_prefill = (is_prefill & real).any()
-        self.rows = Rows(
-            real=real,
-            sequence=sequence,
-            position=position.to(torch.int64),
-            is_prefill=is_prefill,
-        )
+    rows: Rows
+    is_prefill: bool | Tensor
 
     def __len__(self) -> int:
         return self.rows.real.shape[0]
 
 
-def describe(arguments: Mapping[str, Any]) -> Batch | Packed | None:
+def packed(starts: Tensor, position: Tensor) -> KnownRows:
+    """Describe rows at `position` [T] in sequences that begin at rows `starts` [S + 1].
+
+    Rows behind the last sequence are padding.
+    """
+    row = torch.arange(position.shape[0], device=position.device)
+    starts = starts.to(position.device, torch.int64)
+    sequence = torch.searchsorted(starts[1:].contiguous(), row, right=True)
+    real = row < starts[-1]
+    tokens = (starts[1:] - starts[:-1])[sequence.clamp_max(starts.shape[0] - 2)]
+    is_prefill = (tokens > 1) | (position == 0)
+    rows = Rows(
+        real=real, sequence=sequence, position=position.to(torch.int64), is_prefill=is_prefill
+    )
+    return KnownRows(rows, (is_prefill & real).any())
+
+
+def describe(arguments: Mapping[str, Any]) -> Batch | KnownRows | None:
     """Return what `arguments`, by name, of a model's forward call say; None if they do not tell.
 
     Padding is what a two-dimensional `attention_mask` masks; under any other mask every row counts
@@ -116,7 +117,7 @@ def describe(arguments: Mapping[str, Any]) -> Batch | Packed | None:
     if isinstance(starts, Tensor) and isinstance(position, Tensor):
         if position.shape != inputs.shape[:2] or inputs.shape[0] != 1 or starts.shape[0] < 2:
             return None
-        return Packed(starts, position[0])
+        return packed(starts, position[0])
     past = _past_tokens(arguments)
     mask = arguments.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[0] != inputs.shape[0]:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from costprof.costmodel.table import CostTable
 from costprof.routing import Rows, SystemState, route
 from costprof.routing.contract import Gate, Policy
-from costprof.runtime.integrations.batch import Batch, Packed
+from costprof.runtime.integrations.batch import Batch, KnownRows
 
 _KEY = "costprof.call"
 
@@ -74,10 +74,15 @@ class Call:
     """
 
     number: int
-    batch: Batch | Packed | None
+    batch: Batch | KnownRows | None
     called: bool = False
     keeps: bool = False
     decisions: dict[str, Decision] = field(default_factory=dict)
+
+    def batch_of(self, rows: int) -> Batch | KnownRows | None:
+        """Note that a router of `rows` rows ran; return what they are, None if not known."""
+        self.called = True
+        return self.batch if self.batch is not None and len(self.batch) == rows else None
 
 
 def in_backward() -> bool:
