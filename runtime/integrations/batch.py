@@ -24,7 +24,8 @@ class Batch:
         """Describe `inputs` [B, Q, …] after `past` tokens.
 
         `mask` [B, any] is 0 at padding; its column `past` is that of the first token here, and
-        tokens beyond its end count as real. A `past` on a device is [] int64.
+        tokens beyond its end count as real. Or it is [B or 1, heads, Q, keys], True or 0 where a
+        token attends to a key: padding attends to none. A `past` on a device is [] int64.
         """
         self._sequences, self._tokens = inputs.shape[:2]
         self._device = inputs.device
@@ -50,12 +51,17 @@ class Batch:
         if self._mask is None:
             real = torch.ones(sequences, tokens, dtype=torch.bool, device=device)
             position = column.expand(sequences, tokens)
+        elif self._mask.dim() == 4:
+            mask = self._mask[:, 0].to(device)
+            seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+            real = seen.any(dim=-1).expand(sequences, tokens)
+            position = column.expand(sequences, tokens)
         else:
             mask = self._mask.to(device) != 0
-            seen = column.clamp_max(mask.shape[1] - 1)
-            beyond = column - seen
-            real = mask[:, seen] | (beyond > 0)
-            position = (mask.cumsum(dim=-1)[:, seen] - 1).clamp_min(0) + beyond
+            inside = column.clamp_max(mask.shape[1] - 1)
+            beyond = column - inside
+            real = mask[:, inside] | (beyond > 0)
+            position = (mask.cumsum(dim=-1)[:, inside] - 1).clamp_min(0) + beyond
         return Rows(
             real=real.reshape(-1),
             sequence=torch.arange(sequences, device=device).repeat_interleave(tokens),
@@ -101,12 +107,13 @@ def packed(starts: Tensor, position: Tensor) -> KnownRows:
 def describe(arguments: Mapping[str, Any]) -> Batch | KnownRows | None:
     """Return what `arguments`, by name, of a model's forward call say; None if they do not tell.
 
-    Padding is what a two-dimensional `attention_mask` masks; under any other mask every row counts
-    as real. How many tokens came before is what the cache says, and without one, how much wider the
-    mask is than the tokens given: a mask for a static cache may be as wide as the cache. A sequence
-    with several tokens is a prompt (or a part of one, or speculated tokens): no row of it may be
-    routed by what else is in the batch. `cu_seq_lens_q` says where the sequences of a packed batch
-    begin.
+    Padding is what a two-dimensional `attention_mask` masks, and what attends to nothing under one
+    of four dimensions (or a dict of such, by kinds of layers); under any other mask every row
+    counts as real. How many tokens came before is what the cache says, and without one, how much
+    wider the mask is than the tokens given: a mask for a static cache may be as wide as the cache.
+    A sequence with several tokens is a prompt (or a part of one, or speculated tokens): no row of
+    it may be routed by what else is in the batch. `cu_seq_lens_q` says where the sequences of a
+    packed batch begin.
     """
     inputs = arguments.get("input_ids")
     if not isinstance(inputs, Tensor):
@@ -119,12 +126,26 @@ def describe(arguments: Mapping[str, Any]) -> Batch | KnownRows | None:
             return None
         return packed(starts, position[0])
     past = _past_tokens(arguments)
-    mask = arguments.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[0] != inputs.shape[0]:
-        return Batch(inputs, None, 0 if past is None else past)
+    mask = _mask_of(arguments, *inputs.shape[:2])
     if past is None:
-        past = max(mask.shape[1] - inputs.shape[1], 0)
+        wider = 0 if mask is None or mask.dim() == 4 else mask.shape[1] - inputs.shape[1]
+        past = max(wider, 0)
     return Batch(inputs, mask, past)
+
+
+def _mask_of(arguments: Mapping[str, Any], sequences: int, tokens: int) -> Tensor | None:
+    """Return a mask that `Batch` can read, if there is one."""
+    given = arguments.get("attention_mask")
+    masks = list(given.values()) if isinstance(given, Mapping) else [given]
+    for mask in masks:
+        if not isinstance(mask, Tensor):
+            continue
+        if mask.dim() == 2 and mask.shape[0] == sequences:
+            return mask
+        is_read = mask.is_floating_point() or mask.dtype == torch.bool
+        if mask.dim() == 4 and is_read and mask.shape[0] in (1, sequences):
+            return mask if mask.shape[2] == tokens else None
+    return None
 
 
 def _past_tokens(arguments: Mapping[str, Any]) -> int | Tensor | None:

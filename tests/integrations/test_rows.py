@@ -59,8 +59,13 @@ def steps(model: Any, *, kind: str, width: int, decoded: int = 2) -> list[Tensor
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def model(request: pytest.FixtureRequest) -> Any:
-    return tiny_moe(str(request.param))
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(family: str) -> Any:
+    return tiny_moe(family)
 
 
 @pytest.fixture(params=["static", "dynamic"])
@@ -114,6 +119,25 @@ def test_one_token_with_a_fresh_static_cache_is_a_prompt(model: Any) -> None:
                 model(ids(4, 1), **{cache_name(model): cache})
     assert [record.is_prefill for record in attached.records[::LAYERS]] == [True, False]
     assert attached.summary(is_prefill=True).gate_mass_lost == 0.0
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_generate_with_a_static_cache_tells_padding(family: str, attention: str) -> None:
+    model = tiny_moe(family)
+    if attention == "sdpa" and family == "gpt_oss":
+        pytest.skip("gpt-oss has sinks, which sdpa does not")
+    model.set_attn_implementation(attention)
+    watch = Watch()
+    attach(model, flat_table(), watch)
+    model.generate(
+        ids(),
+        attention_mask=padded(PROMPT),
+        max_new_tokens=2,
+        min_new_tokens=2,
+        cache_implementation="static",
+    )
+    assert torch.equal(watch.told[0].real.view(4, PROMPT), padded(PROMPT).bool())
+    assert watch.told[LAYERS].lone_decode().all()
 
 
 class CountsOnDevice:
