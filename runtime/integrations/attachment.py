@@ -26,6 +26,7 @@ from costprof.runtime.integrations.calls import (
     decide,
     in_backward,
     mark,
+    nodes_of,
 )
 from costprof.runtime.integrations.families import (
     check_gate_of,
@@ -204,7 +205,9 @@ class Attached:
         batch = describe(arguments)
         with self._lock:
             number, self._batches = self._batches, self._batches + 1
-        self._thread.call = Call(number, batch, keeps=torch.is_grad_enabled())
+        keeps = torch.is_grad_enabled()
+        before = nodes_of(arguments) if keeps and self._changes else []
+        self._thread.call = Call(number, batch, keeps=keeps, before=before)
 
     def after_model(self, output: Any) -> None:
         """Forget the call, also after an error (where `output` is None)."""

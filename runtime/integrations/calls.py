@@ -71,6 +71,7 @@ class Call:
         called: Whether a router ran.
         keeps: Whether gradients may be asked for, so that decisions are kept.
         decisions: By router module name.
+        before: Graph nodes that made the arguments.
     """
 
     number: int
@@ -78,6 +79,7 @@ class Call:
     called: bool = False
     keeps: bool = False
     decisions: dict[str, Decision] = field(default_factory=dict)
+    before: list[Any] = field(default_factory=list)
 
     def batch_of(self, rows: int) -> Batch | KnownRows | None:
         """Note that a router of `rows` rows ran; return what they are, None if not known."""
@@ -97,14 +99,21 @@ def call_of_backward() -> Call | None:
     return call
 
 
+def nodes_of(values: Any) -> list[Any]:
+    """Return the graph nodes that made the tensors in `values`, such as a model's arguments."""
+    leaves = pytree.tree_leaves(values)
+    made = [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)]
+    return [node for node in made if node is not None]
+
+
 def mark(output: Any, call: Call) -> None:
-    """Let the nodes of the graph of a model's `output` carry `call`."""
-    leaves = pytree.tree_leaves(output)
-    waiting: list[Any] = [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)]
+    """Let the nodes of the graph of a model's `output` carry `call`, down to its arguments'."""
+    before, call.before = set(call.before), []
+    waiting = nodes_of(output)
     while waiting:
         node = waiting.pop()
         # What came before the call is left alone: leaves, and graphs of other calls.
-        if node is None or _KEY in node.metadata or hasattr(node, "variable"):
+        if node is None or node in before or _KEY in node.metadata or hasattr(node, "variable"):
             continue
         node.metadata[_KEY] = call
         waiting.extend(following for following, _ in node.next_functions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -164,6 +165,7 @@ def test_a_graph_goes_on_without_what_was_detached() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++ for a CPU")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch
 def test_inductor_compiles_it() -> None:
     model = tiny_moe("mixtral", experts="batched_mm")

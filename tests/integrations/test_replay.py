@@ -85,6 +85,22 @@ def test_calls_are_told_apart_whatever_the_order_of_their_gradients(use_reentran
     torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_call_before_the_policy_stays_as_it_was(use_reentrant: bool) -> None:
+    def run(model: Any) -> dict[str, Tensor]:
+        attached = attach(model, flat_table())
+        labels = batches()[0]["labels"]
+        given = model.get_input_embeddings()(labels)
+        first = model(inputs_embeds=given, use_cache=False, output_hidden_states=True)
+        attached.policy = Skip(beta=0.5)
+        hidden = first.hidden_states[-1]
+        model(inputs_embeds=hidden, labels=labels, use_cache=False).loss.backward()
+        return gradients(model)
+
+    plain, again = run(training(None)), run(training(use_reentrant))
+    torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-6)
+
+
 def test_a_call_is_kept_as_long_as_its_graph() -> None:
     def living() -> int:
         gc.collect()
