@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -14,14 +14,24 @@ from torch import Tensor, nn
 
 from costprof.core.errors import InputError
 from costprof.costmodel.table import CostTable
-from costprof.routing import Gate, Rows, SystemState, route
+from costprof.routing import Gate, SystemState
 from costprof.routing.contract import Policy
-from costprof.runtime.integrations.batch import Batch, describe, unknown
+from costprof.runtime.integrations import traced
+from costprof.runtime.integrations.arguments import check_arguments, check_policy, tables_of
+from costprof.runtime.integrations.batch import Batch, KnownRows, describe
+from costprof.runtime.integrations.calls import (
+    Call,
+    Decision,
+    call_of_backward,
+    decide,
+    in_backward,
+    mark,
+    nodes_of,
+)
 from costprof.runtime.integrations.families import (
     check_gate_of,
     find_routers,
     gate_of,
-    router_shape,
     triple,
 )
 from costprof.runtime.integrations.records import (
@@ -30,8 +40,6 @@ from costprof.runtime.integrations.records import (
     RouterBypassedWarning,
     Summary,
 )
-
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 def attach(
@@ -65,9 +73,10 @@ def attach(
         keep: How many records `Attached.records` holds at most.
 
     Raises:
-        InputError: no router, one attached already, a layer without a fitting table, or a gate
-            that is not the router's. Nothing is attached then.
+        InputError: no router, one attached already, a layer without a fitting table, a gate that
+            is not the router's, or an argument of another kind. Nothing is attached then.
     """
+    check_arguments(model, table, gate, keep)
     found = find_routers(model, routers)
     for name, router in found.items():
         if any(isinstance(hook, _LayerHook) for hook in router._forward_hooks.values()):
@@ -76,7 +85,7 @@ def attach(
                 "its batches would be recorded and changed twice",
                 "detach the model first",
             )
-    return Attached(model, found, _tables_of(found, table), policy=policy, gate=gate, keep=keep)
+    return Attached(model, found, tables_of(found, table), policy=policy, gate=gate, keep=keep)
 
 
 def detach(model: nn.Module) -> None:
@@ -111,12 +120,11 @@ class Attached:
         self._routers = dict(routers)
         self._gate = gate
         self._gates_checked = False
+        self._history: dict[str, Any] = {}
+        self._bring_own()
         self.policy = policy
         self._recorder = Recorder(self.tables, keep=keep)
-        self._history: dict[str, Any] = {}
         self._batches = 0
-        self._called = False
-        self._batch: Batch | None = None
         self._parameters = list(inspect.signature(model.forward).parameters)
         self._handles = [
             model.register_forward_pre_hook(_BeforeModel(self), with_kwargs=True),
@@ -128,33 +136,41 @@ class Attached:
     def policy(self) -> Policy | None:
         """What may change the choice of experts; may be replaced between calls.
 
+        Whatever is set starts without a history, the same policy set again as well.
+
         Raises:
-            InputError: when set for the first time, if the gate is not the routers'.
+            InputError: when set to what is no policy, and when set for the first time, if the gate
+                is not the routers'.
         """
         return self._policy
 
     @policy.setter
     def policy(self, policy: Policy | None) -> None:
+        check_policy(policy)
         if policy is not None and not self._gates_checked:
             for name, router in self._routers.items():
                 check_gate_of(name, router, self._gate or gate_of(router))
             self._gates_checked = True
-        self._policy = policy
+        with self._lock:
+            self._policy = policy
+            self._history.clear()
 
     @property
     def records(self) -> list[LayerRecord]:
         """The last layer calls, oldest first; priced when asked for."""
-        return self._recorder.records()
+        with self._lock:
+            return self._recorder.records()
 
     def summary(self, *, is_prefill: bool | None = None) -> Summary:
         """Return sums over all prefill calls, decode calls, or (None) both."""
-        return self._recorder.summary(is_prefill=is_prefill)
+        with self._lock:
+            return self._recorder.summary(is_prefill=is_prefill)
 
     def detach(self) -> None:
         """Leave the model as it was found; what was recorded stays readable."""
         for handle in self._handles:
             handle.remove()
-        self._batch = None
+        traced.forget(self._handle)  # graphs compiled before go on without us
 
     def __enter__(self) -> Attached:
         return self
@@ -167,17 +183,40 @@ class Attached:
     ) -> None:
         self.detach()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to threads and traces: a copied model brings its own."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_thread", "_handle")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._bring_own()
+
+    def _bring_own(self) -> None:
+        self._lock = threading.Lock()
+        self._thread = _PerThread()
+        self._handle = traced.handle_of(self)
+
     def before_model(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Note what a forward call says of its rows."""
+        if in_backward():
+            self._check_known_again()
+            return
         arguments = dict(zip(self._parameters, args, strict=False)) | dict(kwargs)
-        self._called = False
-        self._batch = describe(arguments)
+        batch = describe(arguments)
+        with self._lock:
+            number, self._batches = self._batches, self._batches + 1
+        keeps = torch.is_grad_enabled()
+        before = nodes_of(arguments) if keeps and self._changes else []
+        self._thread.call = Call(number, batch, keeps=keeps, before=before)
 
-    def after_model(self, *, finished: bool) -> None:
-        """Forget the batch, also after an error."""
-        self._batch = None
-        self._batches += 1
-        if finished and not self._called:
+    def after_model(self, output: Any) -> None:
+        """Forget the call, also after an error (where `output` is None)."""
+        call, self._thread.call = self._thread.call, None
+        if call is None or output is None:
+            return
+        if call.decisions:
+            mark(output, call)
+        if not call.called:
             warnings.warn(
                 "the model ran without calling its routers; nothing was recorded or changed; "
                 "turn off kernels that replace whole MoE layers",
@@ -185,56 +224,118 @@ class Attached:
                 stacklevel=2,
             )
 
-    def after_router(
-        self, layer: str, router: nn.Module, output: Any
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
+    def after_router(self, layer: str, output: Any) -> tuple[Tensor, Tensor, Tensor] | None:
         """Record what the router of `layer` decided; return what it shall have decided instead."""
-        logits, weights, indices = triple(layer, output)
-        self._called = True
-        batch = self._batch
-        if batch is None or len(batch) != logits.shape[0]:
-            batch = unknown(logits)
-        changed = self._route(layer, router, (logits, weights, indices), batch)
+        own = triple(layer, output)
+        if not torch.compiler.is_compiling():
+            changed = self.route_layer(layer, own)
+        elif not (torch.is_grad_enabled() and own[1].requires_grad):
+            changed = traced.route_layer(*own, self._handle, layer)
+        elif self._changes:
+            changed = self._outside_graphs(layer, own)
+        else:
+            changed = own[1], traced.observe_layer(own[2], self._handle, layer)
+        return None if changed is None else (own[0], *changed)
+
+    @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
+        reason="the weights a policy decides on need a gradient"
+    )
+    def _outside_graphs(
+        self, layer: str, own: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor] | None:
+        return self.route_layer(layer, own)
+
+    def route_layer(
+        self, layer: str, own: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return weights and indices [T, k] decided instead of a router's `own`, and record them.
+
+        None leaves all as it is, as where the rows are not known.
+        """
+        if in_backward():
+            return self._again(layer, own)
+        call = self._thread.call
+        batch = None if call is None else call.batch_of(own[0].shape[0])
+        with self._lock:
+            if call is None or batch is None or not self._changes:
+                self._observe(layer, own[2], call)
+                return None
+            weights, indices, lost = self._route(layer, own, batch, call)
+            self._recorder.add(
+                layer,
+                batch=call.number,
+                is_prefill=batch.is_prefill,
+                given=indices,
+                chosen=own[2],
+                gate_mass_lost=lost,
+            )
+        return weights, indices
+
+    def observe_layer(self, layer: str, indices: Tensor) -> None:
+        """Record that the router of `layer` chose `indices` [T, k] and nothing changes them."""
+        if not in_backward():
+            with self._lock:
+                self._observe(layer, indices, self._thread.call)
+
+    def _observe(self, layer: str, indices: Tensor, call: Call | None) -> None:
+        batch = None if call is None else call.batch_of(indices.shape[0])
         self._recorder.add(
             layer,
-            batch=self._batches,
-            is_prefill=batch.is_prefill,
-            given=indices if changed is None else changed[1],
+            batch=self._batches if call is None else call.number,
+            is_prefill=True if batch is None else batch.is_prefill,
+            given=indices,
             chosen=indices,
-            gate_mass_lost=None if changed is None else changed[2],
+            gate_mass_lost=None,
         )
-        return None if changed is None else (logits, changed[0], changed[1])
+
+    @property
+    def _changes(self) -> bool:
+        return not (self.policy is None or self.policy.neutral or self.batch_invariant)
 
     def _route(
         self,
         layer: str,
-        router: nn.Module,
         own: tuple[Tensor, Tensor, Tensor],
-        batch: Batch,
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return weights, indices [T, k] and mean gate mass lost; None to leave all as it is."""
-        if self.policy is None or self.policy.neutral or self.batch_invariant:
-            return None
-        logits, weights, indices = own
-        rows = _on(batch.rows, logits.device)
-        routed = route(
-            logits,
-            table=self.tables[layer],
-            gate=self._gate or gate_of(router),
+        batch: Batch | KnownRows,
+        call: Call,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weights, indices [T, k] and mean gate mass lost, and go on in the history."""
+        assert self.policy is not None
+        decision = Decision(
             policy=self.policy,
-            rows=rows,
+            gate=self._gate or gate_of(self._routers[layer]),
+            rows=batch.rows,
             state=self.state,
             history=self._history.get(layer),
         )
-        self._history[layer] = routed.history
-        same = (routed.indices.sort(dim=-1).values == indices.sort(dim=-1).values).all(dim=-1)
-        keeps = (same & routed.used.all(dim=-1)).unsqueeze(-1)
-        lost = routed.gate_mass_lost.sum() / rows.real.sum().clamp_min(1)
-        return (
-            torch.where(keeps, weights, routed.weights.to(weights.dtype)),
-            torch.where(keeps, indices, routed.indices.to(indices.dtype)),
-            lost,
-        )
+        if call.keeps:
+            call.decisions[layer] = decision
+        weights, indices, lost, history = decide(own, self.tables[layer], decision)
+        self._history[layer] = history
+        return weights, indices, lost
+
+    def _again(
+        self, layer: str, own: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return what was decided when the layer ran first."""
+        call = call_of_backward()
+        decision = None if call is None else call.decisions.get(layer)
+        if decision is None:
+            return None
+        weights, indices, *_ = decide(own, self.tables[layer], decision)
+        return weights, indices
+
+    def _check_known_again(self) -> None:
+        if self._changes and call_of_backward() is None:
+            raise InputError(
+                "the whole model runs again in a backward pass, and its first run is not known",
+                "what the policy decided cannot be repeated",
+                "checkpoint its layers, or the model with use_reentrant=False",
+            )
+
+
+class _PerThread(threading.local):
+    call: Call | None = None
 
 
 class _Hook:
@@ -245,13 +346,15 @@ class _Hook:
 
 
 class _BeforeModel(_Hook):
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.attached.before_model(args, kwargs)
 
 
 class _AfterModel(_Hook):
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.attached.after_model(finished=output is not None)
+        self.attached.after_model(output)
 
 
 class _LayerHook(_Hook):
@@ -260,51 +363,10 @@ class _LayerHook(_Hook):
         self.layer = layer
 
     def __call__(self, router: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return self.attached.after_router(self.layer, router, output)
+        return self.attached.after_router(self.layer, output)
 
 
 def _hooks(model: nn.Module) -> Iterator[_Hook]:
     for module in model.modules():
         hooks: list[Any] = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         yield from (hook for hook in hooks if isinstance(hook, _Hook))
-
-
-def _on(rows: Rows, device: torch.device) -> Rows:
-    if rows.real.device == device:
-        return rows
-    return Rows(
-        real=rows.real.to(device),
-        sequence=rows.sequence.to(device),
-        position=rows.position.to(device),
-        is_prefill=rows.is_prefill.to(device),
-        distinct=rows.distinct,
-    )
-
-
-def _tables_of(
-    routers: Mapping[str, nn.Module], table: CostTable | Mapping[str | int, CostTable]
-) -> dict[str, CostTable]:
-    """Return the table of each router, checked to be of a layer like its own."""
-    tables = {}
-    for name, router in routers.items():
-        number = _LAYER.search(name)
-        if isinstance(table, CostTable):
-            each: CostTable | None = table
-        else:
-            each = table.get(name) or (table.get(int(number[1])) if number else None)
-        if each is None:
-            raise InputError(
-                f"there is no table for {name}",
-                "nothing was attached",
-                "give one per layer, by the router's module name or the layer's number",
-            )
-        shape = router_shape(name, router)
-        if shape != (each.n_experts, each.moe.top_k):
-            raise InputError(
-                f"{name} chooses {shape[1]} of {shape[0]} experts, "
-                f"the table's {each.moe.name!r} {each.moe.top_k} of {each.n_experts}",
-                "nothing was attached",
-                "use the table (or its moe=) of this layer",
-            )
-        tables[name] = each
-    return tables

@@ -25,10 +25,16 @@ def find_routers(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.
     """Return the routers of `model` by module name: those called `names`, or all it can find.
 
     Raises:
-        InputError: there are none, or a module of that name does not exist.
+        InputError: there are none, none is named, or a module of that name does not exist.
     """
     modules = dict(model.named_modules())
     if names is not None:
+        if isinstance(names, str) or not names:
+            raise InputError(
+                f"routers= is {names!r}",
+                "nothing was attached",
+                "give a list of module names, or None for all routers",
+            )
         for name in names:
             if name not in modules:
                 raise InputError(

@@ -74,7 +74,7 @@ class Summary:
 class _Call:
     batch: int
     layer: str
-    is_prefill: bool
+    is_prefill: bool | Tensor  # [] bool
     tokens: int
     counts: Tensor  # [E] int64, as given to the experts
     plain_counts: Tensor  # [E] int64, as the model chose
@@ -99,7 +99,7 @@ class Recorder:
         layer: str,
         *,
         batch: int,
-        is_prefill: bool,
+        is_prefill: bool | Tensor,
         given: Tensor,
         chosen: Tensor,
         gate_mass_lost: Tensor | None,
@@ -171,16 +171,16 @@ class Recorder:
             )
             for i, row in zip(places, values.tolist(), strict=True):
                 priced[i] = tuple(row)
-        for call, row in zip(pending, priced, strict=True):
-            self._keep(call, row)
+        for call, is_prefill, row in zip(pending, _kinds(pending), priced, strict=True):
+            self._keep(call, is_prefill, row)
 
-    def _keep(self, call: _Call, row: tuple[float, ...]) -> None:
+    def _keep(self, call: _Call, is_prefill: bool, row: tuple[float, ...]) -> None:
         active, plain_active, us, plain_us, mj, plain_mj, lost = row
         self._records.append(
             LayerRecord(
                 batch=call.batch,
                 layer=call.layer,
-                is_prefill=call.is_prefill,
+                is_prefill=is_prefill,
                 tokens=call.tokens,
                 active_experts=int(active),
                 latency_us=us,
@@ -191,7 +191,7 @@ class Recorder:
                 gate_mass_lost=lost,
             )
         )
-        sums = self._sums[call.is_prefill]
+        sums = self._sums[is_prefill]
         for i, value in enumerate((1.0, active, us, mj, plain_active, plain_us, plain_mj, lost)):
             sums[i] += value
 
@@ -201,6 +201,15 @@ def _counts(indices: Tensor, n_experts: int) -> Tensor:
     flat = indices.detach().flatten().to(torch.int64)
     counts = torch.zeros(n_experts, dtype=torch.int64, device=flat.device)
     return counts.scatter_add_(0, flat, torch.ones_like(flat))
+
+
+def _kinds(calls: list[_Call]) -> list[bool]:
+    """Return whether each of `calls` was prefill, with one copy for all that a device knows of."""
+    asked = [call.is_prefill for call in calls if isinstance(call.is_prefill, Tensor)]
+    answers = iter(_on_cpu(asked).tolist() if asked else [])
+    return [
+        next(answers) if isinstance(call.is_prefill, Tensor) else call.is_prefill for call in calls
+    ]
 
 
 def _on_cpu(values: list[Tensor]) -> Tensor:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ import pytest
 import torch
 from tiny_moes import LAYERS, N_EXPERTS, TOP_K, flat_table, tiny_moe
 from torch import Tensor, nn
+from watching import Watch, cache_name
 
 from costprof.core.errors import InputError
-from costprof.routing import Gate, Marginal, Rows
+from costprof.routing import CachePrior, Gate, Marginal, Skip, StatisticalBalance
 from costprof.runtime.integrations import RouterBypassedWarning, attach, detach
 from costprof.runtime.integrations.batch import describe
 
@@ -31,23 +31,6 @@ def model() -> Any:
 
 def ids(batch: int = 4, length: int = 5) -> Tensor:
     return torch.randint(3, 64, (batch, length), generator=torch.Generator().manual_seed(7))
-
-
-def cache_name(model: Any) -> str:
-    """What this version of transformers calls the cache: `past_key_values` until 5.23."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-
-
-@dataclass(frozen=True)
-class Watch:
-    """A policy that changes nothing and remembers what it was told."""
-
-    told: list[Rows] = field(default_factory=list)
-    neutral = False
-
-    def choose(self, plain: Any, *, rows: Rows, history: Any, **_: Any) -> Any:
-        self.told.append(rows)
-        return plain, (history or 0) + 1
 
 
 @dataclass(frozen=True)
@@ -114,6 +97,38 @@ def test_a_gate_that_is_not_the_routers_is_refused(model: Any) -> None:
     with pytest.raises(InputError, match="does not weigh experts as sigmoid top-k does"):
         attach(model, flat_table(), STRONG, gate=Gate(top_k=TOP_K, score="sigmoid"))
     assert not any(each._forward_hooks for each in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"model": None}, r"model is None; nothing was attached; give a transformers model"),
+        ({"table": None}, r"table is None; nothing was attached; give a CostTable, or one"),
+        ({"table": [flat_table()]}, r"table is list; nothing was attached; give a CostTable"),
+        ({"table": {0: "t", 1: "t"}}, r"table for .*0\.mlp\.gate is 't'; .*; give a CostTable"),
+        ({"policy": Marginal}, r"Marginal is not a policy; .*; build one, as in Marginal\(lam="),
+        ({"policy": "marginal"}, r"'marginal' is not a policy; .*; build one"),
+        ({"gate": "softmax"}, r"gate is 'softmax'; nothing was attached; give a Gate"),
+        ({"keep": -1}, r"keep is -1; nothing was attached; give a number of records"),
+        ({"keep": 2.5}, r"keep is 2\.5; nothing was attached"),
+        ({"routers": []}, r"routers= is \[\]; nothing was attached; give a list"),
+        ({"routers": GATE}, r"routers= is 'model.*'; nothing was attached; give a list"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_a_line(
+    model: Any, arguments: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(InputError, match=f"^{line}") as refused:
+        attach(**{"model": model, "table": flat_table(), **arguments})
+    assert "\n" not in str(refused.value)
+    assert not any(each._forward_hooks for each in model.modules())
+
+
+def test_no_policy_is_set_that_is_none(model: Any) -> None:
+    attached = attach(model, flat_table(), STRONG)
+    with pytest.raises(InputError, match="Skip is not a policy"):
+        attached.policy = Skip  # type: ignore[assignment]
+    assert attached.policy is STRONG
 
 
 class LoneTopKRouter(nn.Module):
@@ -246,9 +261,21 @@ def test_rows_from_a_models_arguments(arguments: Any, is_prefill: bool, real: li
 
 def test_arguments_that_say_nothing_change_nothing(model: Any) -> None:
     assert describe({"input_ids": None}) is None
-    attached = attach(model, flat_table(), STRONG)
-    model.model(ids(4, 1))  # the inner model, behind the attached one's back
-    assert attached.summary().gate_mass_lost == 0.0
+    plain = model.model(ids(4, 1)).last_hidden_state
+    attached = attach(model, flat_table(), Skip(beta=0.9))
+    # The inner model, behind the attached one's back.
+    assert torch.equal(model.model(ids(4, 1)).last_hidden_state, plain)
+    assert attached.summary().calls == LAYERS
+
+
+def test_a_policy_that_is_set_starts_without_a_history(model: Any) -> None:
+    attached = attach(model, flat_table(), CachePrior(lam=0.5))
+    with torch.no_grad():
+        model(ids())
+        for policy in (StatisticalBalance(rate=0.01), Watch()):
+            attached.policy = policy
+            model(ids())
+    assert set(attached._history.values()) == {1}
 
 
 def test_detach_works_after_an_error_in_a_forward(model: Any) -> None:
@@ -266,7 +293,9 @@ def test_an_error_leaves_no_stale_rows(model: Any) -> None:
     attached = attach(model, flat_table(), Fails())
     with pytest.raises(RuntimeError, match="as told"):
         model(ids())
-    assert attached._batch is None
+    watch = attached.policy = Watch()
+    model.model(ids())  # as many rows as the call that failed
+    assert watch.told == []
 
 
 def test_as_a_context_it_detaches_at_the_end(model: Any) -> None:
