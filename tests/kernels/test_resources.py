@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -24,20 +27,42 @@ LARGE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 LARGE_FP8 = {90: "QGMMA", 100: "UTCQMMA"}
 
 
+@pytest.fixture(scope="module")
+def compilers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Compiler]]:
+    """A process for each generation, side by side: minutes each, of one core."""
+    folder = tmp_path_factory.mktemp("resources")
+    # In processes of their own: this one may interpret its kernels.
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    started = {}
+    for arch in ARCHES:
+        path = folder / f"{arch}.json"
+        command = [sys.executable, "-m", "costprof.runtime.kernels.resources"]
+        with path.open("w") as out:
+            process = subprocess.Popen(
+                [*command, "--json", "--arch", str(arch)], stdout=out, env=env
+            )
+        started[arch] = Compiler(process, path)
+    yield started
+    for each in started.values():
+        each.process.kill()
+        each.process.wait()
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A process at work, and the file it writes."""
+
+    process: subprocess.Popen[bytes]
+    out: Path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHES)
 def test_shipped_kernels_spill_nothing_and_use_the_tensor_cores(
-    arch: int, capsys: pytest.CaptureFixture[str]
+    arch: int, compilers: dict[int, Compiler], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # In a process of its own: this one may interpret its kernels.
-    done = subprocess.run(
-        [sys.executable, "-m", "costprof.runtime.kernels.resources", "--json", "--arch", str(arch)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
-    )
-    found = [Resources(**values) for values in json.loads(done.stdout)]
+    assert compilers[arch].process.wait() == 0
+    found = [Resources(**values) for values in json.loads(compilers[arch].out.read_text())]
     with capsys.disabled():
         print("\n" + table(found))
     products = [each for each in found if each.tensor_core]
