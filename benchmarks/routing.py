@@ -7,7 +7,7 @@ Every policy, in several settings, decodes held-out text with `data/models/bytes
 bytes, padded rows. Predicted: µs and mJ, by the shipped H200 table of OLMoE-1B-7B, which has 64
 experts too: what the same token counts would cost there.
 
-Settings are tried on the *dev* split: 84 of `marginal`, 40 of `lynx`, up to 12 of the others, which
+Settings are tried on the *dev* split: 90 of `marginal`, 40 of `lynx`, up to 12 of the others, which
 have fewer knobs or keep some as they are. Judged on the *test* split, on `--draws` draws of text,
 all on the same text, are those on each policy's curve on dev and, of each, the one of fewest weight
 bytes whose bits per byte rise by at most `--quality` there. Plain top-k with fewer experts is a

@@ -29,6 +29,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
             0.08,
             0.1,
             0.12,
+            0.15,
             0.2,
             0.4,
             1.0,
