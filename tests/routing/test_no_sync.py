@@ -83,9 +83,9 @@ def test_a_decision_needs_no_value_on_the_host(table: CostTable, policy: Any, ga
 
 
 def test_the_meta_device_does_find_a_wait() -> None:
-    with pytest.raises((RuntimeError, NotImplementedError)):
+    with pytest.raises(RuntimeError):
         bool(torch.ones(3, device="meta").any())
-    with pytest.raises((RuntimeError, NotImplementedError)):
+    with pytest.raises(RuntimeError):
         torch.ones(3, device="meta").nonzero()
 
 
