@@ -16,16 +16,9 @@ from costprof.routing.kernels.terms import Decide, Terms
 from costprof.routing.objective import Objective
 from costprof.routing.parameters import set_flag, set_number
 from costprof.routing.price_columns import PriceColumns, price_columns
-from costprof.routing.pruning import (
-    ONE,
-    drop_ranks,
-    gate_shares,
-    must_keep,
-    saliency,
-    slack_mass,
-    sum_by_expert,
-)
-from costprof.routing.reselection import replace
+from costprof.routing.pruning import ONE, slack_mass, sum_by_expert
+from costprof.routing.reselection import batch_rows, replace
+from costprof.routing.stakes import Stakes
 
 _LATENCY = Objective()
 
@@ -120,24 +113,9 @@ class Marginal:
             decide = compiled_decision(plain, search=columns.lookup.n_classes > 1)
             if decide is not None:
                 return self._compiled(decide, plain, columns, rows), history
-        n_experts, real = table.n_experts, rows.real.unsqueeze(-1)
-        changeable = rows.real if self.prefill else rows.lone_decode()
-        # A row that is not finite must not steer the others.
-        changeable = (changeable & plain.scores.isfinite().all(dim=-1)).unsqueeze(-1)
-        share = gate_shares(plain).masked_fill(~changeable, 0)  # [T, k]
-        kept = must_keep(plain, changeable.squeeze(-1), rows.real)
-        sums = sum_by_expert(
-            plain.indices.expand(2, -1, -1),
-            torch.stack([kept.to(torch.int64), real.expand_as(kept).to(torch.int64)]),
-            n_experts,
-        )
-        keepers, counts = sums.unbind(0)
-        suffers = saliency(plain, counts > 0).masked_fill(~changeable, 0)
-        harm = sum_by_expert(plain.indices, suffers, n_experts)
-        saving = self._savings(table, counts)
-        price = torch.where((keepers == 0) & (saving > 0.0), harm / saving, torch.inf)
-        rank = drop_ranks(price, plain.indices, share, slack_mass(self.q))
-        gone, aimed = self._gone(price, saving, rank, rows.real.sum())
+        stakes = self.stakes(plain, rows, table)
+        counts, price, rank = stakes.counts, stakes.price, stakes.rank
+        gone, aimed = self._gone(stakes, rows.real.sum())
         if prices_differ(table):
             turn = turns(gone, aimed, rank, price)
             gone = cheapest_prefix(plain, turn, counts, rows.real, self.objective, table)
@@ -145,7 +123,8 @@ class Marginal:
 
         lost = gone[plain.indices]
         chosen = replace(plain, lost, (counts > 0) & ~gone)
-        after = sum_by_expert(chosen.indices, (chosen.used & real).to(torch.int64), n_experts)
+        used = chosen.used & rows.real.unsqueeze(-1)
+        after = sum_by_expert(chosen.indices, used.to(torch.int64), table.n_experts)
         cost = self.objective.layer(torch.stack([after, counts]), table, plain=counts)
         return replace(plain, lost & (cost[0] < cost[1]), (counts > 0) & ~gone), history
 
@@ -163,27 +142,25 @@ class Marginal:
             changeable=changeable,
         )
 
-    def _savings(self, table: CostTable, counts: Tensor) -> Tensor:
-        """What each expert's going saves, [E] float64, as a share of the layer's cost."""
-        both = torch.stack([counts, counts + 1])
-        own, another = self.objective.experts(both, table, layer=counts)
-        active = counts > 0
-        a_token = (another - own).masked_fill(~active, 0.0).sum() / active.sum().clamp_min(1)
-        saving: Tensor = own - counts * a_token.clamp_min(0.0)
-        return saving
+    def stakes(self, plain: Selection, rows: Rows, table: CostTable) -> Stakes:
+        """Return what the batch `plain` puts at stake."""
+        # A row that is not finite must not steer the others.
+        changeable = batch_rows(plain, rows, prefill=self.prefill)
+        return Stakes.of(
+            plain, changeable, rows.real, q=self.q, objective=self.objective, table=table
+        )
 
-    def _gone(
-        self, price: Tensor, saving: Tensor, rank: Tensor, rows: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _gone(self, stakes: Stakes, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Which experts go, and which of them for the budget, [E] bool.
 
         They are of those whose `rank` says that they may.
         """
+        price, rank = stakes.price, stakes.rank
         may = rank < rank.numel()
         gone, aimed = price < self.lam * ONE * rows, torch.zeros_like(may)
         if self.budget < 1.0:
             order = torch.argsort(rank, stable=True)
-            saved = (saving * may)[order]
+            saved = (stakes.saving * may)[order]
             unmet = saved.cumsum(0) - saved < 1.0 - self.budget
             aimed = aimed.scatter(0, order, unmet) & may
         return (gone & may) | aimed, aimed
